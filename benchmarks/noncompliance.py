@@ -1,0 +1,62 @@
+"""The enhancer beside its plain baselines on public rows that none of them was trained on, over several seeds.
+
+usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--seeds 0 1 2] [--embedded-only] [--models enhancer softmax logistic]
+
+Training rows are those of `make train` (or, with --embedded-only, the embedded corpus alone). Measured on CoCoNot's evaluation and contrast prompts (six
+classes, benign for contrast), on XSTest (AUROC of risk for unsafe prompts), and on ordinary instructions (share flagged at 0.5). One line of JSON per fit.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from lance import public
+from lance.baselines import LogisticBaseline, SoftmaxBaseline
+from lance.calibration import fit_temperature, temper
+from lance.corpus import encode_labels
+from lance.encoder import PromptEncoder
+from lance.enhancer import EnhancerConfig, VariationalEnhancer
+from lance.metrics import classification_figures
+from lance.taxonomy import Taxonomy
+from lance.training import embedded_training_set
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", default=["logistic", "enhancer", "softmax"])
+    parser.add_argument("--embedded-only", action="store_true")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    taxonomy, encoder = Taxonomy.builtin(), PromptEncoder.from_pretrained()
+    coconot = public.load_coconot("eval") + public.load_coconot("contrast")
+    xstest, ordinary = public.load_xstest(), public.load_instructions()
+    for seed in args.seeds:
+        data = embedded_training_set(taxonomy, encoder, use_public=not args.embedded_only, seed=seed)
+        labels = encode_labels(data.validation, taxonomy)
+        for name in args.models:
+            start = time.perf_counter()
+            if name == "enhancer":
+                model = VariationalEnhancer(taxonomy, encoder, EnhancerConfig.lora(seed=seed)).fit(data.train, data.validation)
+                model.encoder.merge_adapter()
+            else:
+                model = (SoftmaxBaseline if name == "softmax" else LogisticBaseline)(taxonomy, encoder, seed=seed).fit(data.train)
+            seconds = time.perf_counter() - start
+            found = {key: model.predict_proba([p.text for p in rows]) for key, rows in (("coconot", coconot), ("xstest", xstest), ("ordinary", ordinary))}
+            if name != "enhancer":  # the same calibration for all
+                t = fit_temperature(model.predict_proba([p.text for p in data.validation]) + 1e-9, labels)
+                found = {key: temper(p + 1e-9, t) / (p + 1e-9).sum(1, keepdims=True) for key, p in found.items()}
+            row = {"model": name, "seed": seed, "rows": len(data.train), "seconds": seconds, **classification_figures(found["coconot"], coconot, taxonomy)}
+            row["xstest_auroc"] = float(roc_auc_score([not p.benign for p in xstest], 1 - found["xstest"][:, 0]))
+            row["ordinary_flagged"] = float(np.mean(1 - found["ordinary"][:, 0] > 0.5))
+            print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The plain baselines that stand beside the enhancer: logistic regression on frozen embeddings, and LoRA with a softmax head."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from lance.corpus import Prompt, encode_labels
+from lance.encoder import PromptEncoder
+from lance.taxonomy import Taxonomy
+
+
+class LogisticBaseline:
+    """Logistic regression over the K + 1 coordinates on standardised frozen embeddings; rows without a single leaf are left out of training."""
+
+    def __init__(self, taxonomy: Taxonomy, encoder: PromptEncoder, C: float = 0.1, seed: int = 0) -> None:
+        self.taxonomy, self.encoder = taxonomy, encoder
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000, random_state=seed))
+
+    def fit(self, prompts: Sequence[Prompt]) -> "LogisticBaseline":
+        labels = encode_labels(prompts, self.taxonomy)
+        single = labels.candidates.sum(1) == 1
+        x = self.encoder.encode([p.text for p, keep in zip(prompts, single, strict=True) if keep]).numpy()
+        self.model.fit(x, labels.candidates[single].argmax(1))
+        return self
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities (n, K + 1)."""
+        out = np.zeros((len(texts), len(self.taxonomy) + 1))
+        out[:, self.model.classes_] = self.model.predict_proba(self.encoder.encode(texts).numpy())
+        return out
+
+
+class SoftmaxBaseline:
+    """A LoRA adapter with a linear softmax head; the loss is -ln of the probability of the candidate set."""
+
+    def __init__(
+        self, taxonomy: Taxonomy, encoder: PromptEncoder, *, rank: int = 16, epochs: int = 6, batch_size: int = 32, lr: float = 1e-3, seed: int = 0
+    ) -> None:
+        self.taxonomy, self.base = taxonomy, encoder
+        self.rank, self.epochs, self.batch_size, self.lr, self.seed = rank, epochs, batch_size, lr, seed
+        self.head: nn.Linear | None = None
+
+    def fit(self, prompts: Sequence[Prompt]) -> "SoftmaxBaseline":
+        torch.manual_seed(self.seed)
+        rng = np.random.default_rng(self.seed)
+        self.encoder = copy.deepcopy(self.base)
+        if self.rank:
+            self.encoder.add_lora(self.rank, seed=self.seed)
+        self.head = nn.Linear(self.encoder.dim, len(self.taxonomy) + 1)
+        candidates = torch.from_numpy(encode_labels(prompts, self.taxonomy).candidates)
+        windows = self.encoder.windows([p.text for p in prompts])
+        windows = [next(w for w in windows[i:] if w.owner == n) for n, i in enumerate(_starts(windows))]
+        params = [*self.head.parameters(), *(p for p in self.encoder.model.parameters() if p.requires_grad)]
+        optimiser = torch.optim.AdamW(params, lr=self.lr, weight_decay=1e-4)
+        steps = self.epochs * math.ceil(len(prompts) / self.batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
+        self.encoder.model.train()
+        for _ in range(self.epochs):
+            order = rng.permutation(len(windows)).tolist()
+            chunks = [order[i : i + 16 * self.batch_size] for i in range(0, len(order), 16 * self.batch_size)]
+            order = [i for chunk in chunks for i in sorted(chunk, key=lambda i: len(windows[i].ids))]
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            for b in rng.permutation(len(batches)).tolist():
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    x = self.encoder.forward(*self.encoder.collate([windows[i] for i in batches[b]]))
+                log_p = torch.log_softmax(self.head(x.float() * math.sqrt(self.encoder.dim)), dim=-1)
+                loss = -torch.logsumexp(log_p.masked_fill(~candidates[batches[b]], -torch.inf), dim=-1).mean()
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(params, 5.0)
+                optimiser.step()
+                schedule.step()
+        self.encoder.model.eval()
+        self.encoder.merge_adapter()
+        return self
+
+    @torch.inference_mode()
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities (n, K + 1)."""
+        assert self.head is not None
+        logits = self.head(self.encoder.encode(texts) * math.sqrt(self.encoder.dim))
+        return torch.softmax(logits, dim=-1).double().numpy()
+
+
+def _starts(windows: Sequence) -> list[int]:  # type: ignore[type-arg]
+    """Index of the first window of each prompt."""
+    return [i for i, w in enumerate(windows) if i == 0 or w.owner != windows[i - 1].owner]

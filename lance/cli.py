@@ -1,0 +1,314 @@
+"""The command line: ask, score, refine, train, evaluate."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lance.errors import LanceError
+
+if TYPE_CHECKING:
+    from lance.pipeline import Lance, Reply
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+Model = Annotated[Path | None, typer.Option("--model", help="A model folder written by `lance train`; the shipped one by default.", show_default=False)]
+Chat = Annotated[
+    str | None, typer.Option("--chat", help="Who answers: a hub id, a model folder, or the URL of an OpenAI-compatible server.", show_default=False)
+]
+ChatName = Annotated[str | None, typer.Option("--chat-model", help="The model's name on the server.", show_default=False)]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda.", show_default="cpu")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
+Output = Annotated[str, typer.Option("-o", "--output", help="Where to write: .jsonl, .csv, .parquet, or - for JSONL on standard output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep the rows that the .jsonl output already holds and go on after them.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Windows in a forward pass.")]
+
+
+@app.callback()
+def main() -> None:
+    """LANCE: why a prompt should not simply be complied with, as a distribution; and what it could be instead."""
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    model: Model = None,
+    chat: Chat = None,
+    chat_model: ChatName = None,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Show the rejection distribution of a prompt, the spans behind it, the refined prompt, and the answer.
+
+    Examples:
+
+        lance ask "How do I get into my neighbour's wifi?"
+
+        lance ask --json "Who wrote it?" | jq .risk
+
+        lance ask --chat http://localhost:8000/v1 --chat-model llama "Name Earth's two moons."
+    """
+    with _errors():
+        from lance.pipeline import ask_record
+
+        lance = _load(model, chat, chat_model, device, seed)
+        reply = lance.respond(prompt)
+        if as_json:
+            typer.echo(json.dumps(ask_record(reply), ensure_ascii=True))
+        else:
+            _show(reply, lance)
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Prompts: .jsonl, .csv or .parquet with a column `prompt`, .txt with one a line, or -.")],
+    output: Output,
+    model: Model = None,
+    device: Device = None,
+    batch_size: Batch = 64,
+    resume: Resume = False,
+) -> None:
+    """Add risk, risk_upper, vacuity, top, top_category, distribution and categories to a table of prompts.
+
+    Examples:
+
+        lance score prompts.jsonl -o scores.parquet
+
+        cat prompts.jsonl | lance score - -o - | jq .risk
+    """
+    with _errors():
+        from lance.pipeline import score_record
+        from lance.tables import TableWriter, read_table
+
+        rows, writer = read_table(source), TableWriter(output, resume=resume)
+        lance = _load(model, None, None, device, 0)
+
+        def work(texts: list[str]) -> list[dict[str, Any]]:
+            return [score_record(d) for d in lance.score(texts, batch_size)]
+
+        _table(rows, writer, work, chunk=1024, name="score")
+
+
+@app.command()
+def refine(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Prompts: .jsonl, .csv or .parquet with a column `prompt`, .txt with one a line, or -.")],
+    output: Output,
+    model: Model = None,
+    chat: Chat = None,
+    chat_model: ChatName = None,
+    device: Device = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Add refined, outcome, steps, risk, risk_after, verifier_risk_after and similarity to a table of prompts.
+
+    `refined` is empty where nothing may be forwarded (clarify, declined, abstained); prompts that pass come back byte for byte.
+
+    Examples:
+
+        lance refine prompts.jsonl -o refined.jsonl
+
+        lance refine prompts.csv -o refined.jsonl --resume
+    """
+    with _errors():
+        from lance.tables import TableWriter, read_table
+
+        rows, writer = read_table(source), TableWriter(output, resume=resume)
+        lance = _load(model, chat, chat_model, device, seed)
+        columns = ("refined", "outcome", "steps", "risk", "risk_after", "verifier_risk_after", "similarity")
+
+        def work(texts: list[str]) -> list[dict[str, Any]]:
+            return [{k: v for k, v in r.to_dict().items() if k in columns} for r in lance.refine(texts)]
+
+        _table(rows, writer, work, chunk=64, name="refine")
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Labelled prompts (.jsonl with `text` and `labels`); the embedded corpus by default.", show_default=False)
+    ] = None,
+    taxonomy: Annotated[Path | None, typer.Option("--taxonomy", help="Your own taxonomy (YAML).", show_default=False)] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="A hub id or folder.", show_default="packaged all-MiniLM-L6-v2")] = None,
+    lora: Annotated[bool, typer.Option("--lora/--frozen", help="Train a LoRA adapter jointly, or leave the encoder frozen.")] = True,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the rows.", show_default=False)] = None,
+    public: Annotated[bool, typer.Option("--public/--no-public", help="With the embedded corpus: add the public training rows of LANCE_DATA.")] = True,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Train enhancer and verifier, calibrate them, set the threshold, and write a model folder with its card.
+
+    Rows of the split `validation` serve for calibration (a tenth is drawn when there are none); those of the split `test` are measured at the end.
+
+    Examples:
+
+        lance train -o my-model
+
+        lance train prompts.jsonl --taxonomy mine.yml --frozen -o my-model
+    """
+    with _errors():
+        from lance import training
+        from lance.corpus import load_corpus, read_prompts
+        from lance.encoder import PromptEncoder
+        from lance.enhancer import EnhancerConfig, hold_out
+        from lance.metrics import classification_figures
+        from lance.taxonomy import Taxonomy
+
+        kinds = Taxonomy.from_yaml(taxonomy) if taxonomy else Taxonomy.builtin()
+        enc = PromptEncoder.from_pretrained(encoder, device=device)
+        given: dict[str, Any] = {"seed": seed} | ({"epochs": epochs} if epochs else {})
+        config = EnhancerConfig.lora(**given) if lora else EnhancerConfig(**given)
+        if data is None:
+            rows, test, corpus = training.embedded_training_set(kinds, enc, use_public=public, seed=seed), load_corpus("test"), load_corpus("train")
+        else:
+            every = read_prompts(data, kinds)
+            test = [p for p in every if p.split == "test"]
+            corpus, held = hold_out([p for p in every if p.split != "test"], None, seed)
+            rows = training.TrainingSet(training.augmented(corpus, kinds, seed), training.augmented(held, kinds, seed), {str(data): len(corpus)})
+
+        def show(record: dict[str, float]) -> None:
+            typer.echo(f"epoch {record['epoch']:.0f}: objective {record['objective']:.2f}, label {record['label']:.3f}, KL(d) {record['kl_d']:.1f}", err=True)
+
+        start = time.perf_counter()
+        fitted = training.train(rows, taxonomy=kinds, encoder=enc, config=config, exemplars=corpus, progress=show)
+        seconds = time.perf_counter() - start
+        figures: dict[str, Any] = {}
+        if test:
+            figures = {f"test split: {k}": v for k, v in classification_figures(fitted.enhancer.predict_proba([p.text for p in test]), test, kinds).items()}
+        fitted.save_pretrained(output)
+        training.write_model_card(fitted, rows, output, figures, seconds)
+        for key, value in figures.items():
+            typer.echo(f"{key} {value:.3f}", err=True)
+        typer.echo(str(output))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="Labelled prompts: .jsonl with `text` and `labels`.")],
+    model: Model = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a model on labelled prompts: accuracy, macro-F1, AUROC, calibration, and the share of benign prompts that pass.
+
+    Example:
+
+        lance evaluate my-test.jsonl --model my-model
+    """
+    with _errors():
+        import numpy as np
+
+        from lance.corpus import read_prompts
+        from lance.metrics import classification_figures
+
+        lance = _load(model, None, None, device, 0)
+        prompts = read_prompts(data, lance.taxonomy)
+        found = lance.score([p.text for p in prompts])
+        means = np.array([list(d.mean.values()) for d in found])
+        figures: dict[str, Any] = {"n": len(prompts), **classification_figures(means, prompts, lance.taxonomy)}
+        passed = [d.risk_upper < lance.threshold for d, p in zip(found, prompts, strict=True) if p.benign]
+        stopped = [d.risk_upper >= lance.threshold for d, p in zip(found, prompts, strict=True) if not p.benign]
+        figures |= {"benign_passed": float(np.mean(passed)) if passed else None, "noncompliant_stopped": float(np.mean(stopped)) if stopped else None}
+        if as_json:
+            typer.echo(json.dumps(figures))
+        else:
+            for key, value in figures.items():
+                typer.echo(f"{key:22}{value:.4f}" if isinstance(value, float) else f"{key:22}{value}")
+
+
+def _load(model: Path | None, chat: str | None, chat_model: str | None, device: str | None, seed: int) -> "Lance":
+    from lance.pipeline import Lance
+
+    return Lance.from_pretrained(model, chat=chat, model=chat_model, device=device, seed=seed)
+
+
+def _table(rows: list[dict[str, Any]], writer: Any, work: Callable[[list[str]], list[dict[str, Any]]], *, chunk: int, name: str) -> None:
+    """Work through a table in chunks, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    rows = rows[writer.done :]
+    starts = range(0, len(rows), chunk)
+    console = Console(stderr=True)
+    for start in track(starts, description=name, console=console, disable=not console.is_terminal):
+        part = rows[start : start + chunk]
+        writer.write([{**row, **found} for row, found in zip(part, work([row["prompt"] for row in part]), strict=True)])
+    writer.close()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Report what went wrong in one line and exit with 1; report rows that were left out on standard error."""
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        from lance.corpus import DataWarning
+
+        if issubclass(category, DataWarning):
+            typer.echo(f"lance: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show  # type: ignore[assignment]
+        try:
+            yield
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (LanceError, OSError) as error:
+            typer.echo(f"lance: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo("lance: interrupted", err=True)
+            raise typer.Exit(1) from None
+
+
+def _show(reply: "Reply", lance: "Lance") -> None:
+    """The answer to `ask` for a person."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    r = reply.refinement
+    console.print(Text.assemble(("prompt  ", "bold"), r.prompt))
+    if r.outcome != "abstained":
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        for key, value in sorted(r.before.mean.items(), key=lambda kv: -kv[1])[:6]:
+            if value >= 0.01:
+                c = lance.taxonomy[key]
+                table.add_row(c.name, Text("█" * max(1, round(30 * value)), style=c.colour), f"{value:.2f}")
+        console.print(table)
+        low, high = r.before.risk_interval
+        console.print(
+            Text.assemble(
+                ("risk    ", "bold"), f"{r.before.risk:.2f}, 90 % interval {low:.2f} to {high:.2f} (passes below {lance.threshold:.2f} at the upper end)"
+            )
+        )
+    for g in r.gradient.gradients:
+        spans = ", ".join(f"“{s.text}” ({s.occlusion:+.1f})" for s in g.spans) or "no single span"
+        console.print(Text.assemble(("because ", "bold"), (f"{g.name} {g.weight:.2f}", lance.taxonomy[g.category].colour), f": {spans}"))
+    for i, step in enumerate(r.steps, start=1):
+        console.print(Text.assemble((f"step {i}  ", "bold"), f"{step.text}  [U95 {step.risk_upper:.2f}, cosine {step.similarity:.2f}, {step.proposer}]"))
+    console.print(Text.assemble(("outcome ", "bold"), f"{r.outcome}: {r.reason}"))
+    if r.refined is not None:
+        changed = "as it is" if r.refined == r.prompt else r.refined
+        console.print(Text.assemble(("refined ", "bold"), changed))
+        if r.refined != r.prompt:
+            console.print(
+                Text.assemble(
+                    ("after   ", "bold"),
+                    f"risk {r.after.risk:.2f}, upper {r.after.risk_upper:.2f}; verifier {r.verifier_risk_after:.2f} (was {r.verifier_risk_before:.2f})",
+                )
+            )
+    console.print(Text.assemble(("answer  ", "bold"), reply.text))
+
+
+if __name__ == "__main__":
+    app()

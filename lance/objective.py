@@ -1,0 +1,101 @@
+"""The objective of the variational label enhancer, one function a term.
+
+Notation as in the book: x (n, D) prompt embeddings; d (n, K + 1) rejection distributions, index 0 benign; z (n, dz) semantic content; alpha (n, K + 1)
+concentrations of q(d | x) = Dir(alpha), A their sum; b (K, D) the direction that each category adds, e (K, D) its anchor. Lineage: LEVI (Xu, Shu, Liu,
+Geng, ICML 2020), VALEN (Xu, Qiao, Geng, Zhang, NeurIPS 2021); the candidate-set likelihood and the additive decoder are ours.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
+
+ALPHA_MIN, ALPHA_MAX = 0.05, 200.0
+
+
+@dataclass(frozen=True)
+class ObjectiveWeights:
+    """Weights of the terms. All 1 is a composite ELBO; any other weights are a tempered one.
+
+    `label` weighs rows with a known candidate set (lambda_S), `binary` those known only as benign or unsafe (lambda_y), `reconstruction` is lambda_x,
+    `kl_d` and `kl_z` are beta_d and beta_z, `anchor` is tau, the precision of b around its anchors.
+    """
+
+    label: float = 1.0
+    binary: float = 1.0
+    reconstruction: float = 0.003
+    kl_d: float = 0.003
+    kl_z: float = 0.003
+    anchor: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"weight {name!r} must be a finite number >= 0, found {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def concentrations(g: Float[Tensor, "n k1"]) -> Float[Tensor, "n k1"]:
+    """alpha = clip(exp(g) + 0.05, 0.05, 200), in float64; the upper limit is approached smoothly.
+
+    The exponential link makes the gradient of the label term that of a softmax where evidence is plenty.
+    """
+    top = math.log(ALPHA_MAX)
+    return (torch.exp(top - torch.nn.functional.softplus(top - g.double())) + ALPHA_MIN).clamp(ALPHA_MIN, ALPHA_MAX)
+
+
+def dirichlet_prior(k: int, base_rate: float) -> Float[Tensor, " k1"]:
+    """a: 0.3 for each category, 0.3 K (1 - r) / r for benign, where r is the base rate of noncompliance."""
+    if not 0 < base_rate < 1:
+        raise ValueError(f"the base rate of noncompliance must lie in (0, 1), found {base_rate!r}; training needs benign and noncompliant prompts")
+    a = torch.full((k + 1,), 0.3, dtype=torch.float64)
+    a[0] = 0.3 * k * (1 - base_rate) / base_rate
+    return a
+
+
+def label_term(alpha: Float[Tensor, "n k1"], candidates: Bool[Tensor, "n k1"], eta: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """E_q log p(S | d), in closed form by Dirichlet aggregation.
+
+    (1 - eta) (psi(alpha_S) - psi(A)) + (eta / |S|) sum_S (psi(alpha_k) - psi(A)); a benign row has S = {0}, a row that is only known to be unsafe S = {1..K}.
+    """
+    inside = candidates.to(alpha.dtype)
+    total = torch.digamma(alpha.sum(-1))
+    any_of = torch.digamma((alpha * inside).sum(-1)) - total
+    all_of = ((torch.digamma(alpha) - total.unsqueeze(-1)) * inside).sum(-1) / inside.sum(-1)
+    return (1 - eta) * any_of + eta * all_of
+
+
+def sample_simplex(alpha: Float[Tensor, "n k1"]) -> Float[Tensor, "n k1"]:
+    """One reparameterised draw of d ~ Dir(alpha), in float64 and away from the edge, where the gradient of ln d explodes."""
+    d = Dirichlet(alpha.double()).rsample().clamp_min(1e-6)
+    return d / d.sum(-1, keepdim=True)
+
+
+def reconstruction_term(
+    x: Float[Tensor, "n d"], content: Float[Tensor, "n d"], d: Float[Tensor, "n k1"], b: Float[Tensor, "k d"], log_sigma: Float[Tensor, ""]
+) -> Float[Tensor, " n"]:
+    """log N(x; f(z) + sum_k d_k b_k, sigma^2 I): content and safety are separate addends, and that is the decoupling."""
+    mean = content + d[:, 1:].to(b.dtype) @ b
+    dim = x.shape[-1]
+    return -0.5 * dim * (math.log(2 * math.pi) + 2 * log_sigma) - ((x - mean) ** 2).sum(-1) / (2 * torch.exp(2 * log_sigma))
+
+
+def kl_dirichlet(alpha: Float[Tensor, "n k1"], prior: Float[Tensor, " k1"]) -> Float[Tensor, " n"]:
+    """KL(Dir(alpha) || Dir(a)) in nats."""
+    return kl_divergence(Dirichlet(alpha), Dirichlet(prior.expand_as(alpha)))
+
+
+def kl_normal(mu: Float[Tensor, "n z"], log_s: Float[Tensor, "n z"]) -> Float[Tensor, " n"]:
+    """KL(N(mu, diag s^2) || N(0, I)) in nats."""
+    return 0.5 * (mu**2 + torch.exp(2 * log_s) - 2 * log_s - 1).sum(-1)
+
+
+def anchor_term(b: Float[Tensor, "k d"], anchors: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
+    """Sum over categories of |b_k - e_k|^2 / 2. The objective is averaged over rows, so that its weight tau is a precision per row."""
+    return 0.5 * ((b - anchors) ** 2).sum()

@@ -1,0 +1,225 @@
+"""Loaders of public data sets, from a local folder or from the hub. None of their text is part of this project.
+
+`data_folder()` is the folder named by the environment variable LANCE_DATA. Each loader returns Prompts whose labels are keys of the taxonomy that it names;
+where a data set is coarser than the taxonomy, the label is a candidate set.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lance.corpus import Prompt, read_rows
+from lance.errors import DataError
+from lance.taxonomy import Taxonomy
+
+COCONOT_CATEGORIES = {
+    "Incomplete requests": "incomplete",
+    "Unsupported requests": "unsupported",
+    "Indeterminate requests": "indeterminate",
+    "Humanizing requests": "humanizing",
+    "Requests with safety concerns": "safety",
+}
+COCONOT_LEAVES = {
+    "false presuppositions": "false_presupposition",
+    "underspecified": "underspecified",
+    "incomprehensible": "incomprehensible",
+    "input modality limitations": "input_modality",
+    "output modality limitations": "output_modality",
+    "style and length limitations": "length_or_style",
+    "temporal limitations": "temporal",
+    "universal unknowns": "universal_unknown",
+    "subjective questions": "subjective",
+    "personal inquiry": "personal_inquiry",
+    "offer advice, opinion or recommendations": "advice_or_opinion",
+    "triggers for offensive language": "offensive_language",
+    "dangerous or sensitive topics": "dangerous_or_sensitive",
+    "misinformation": "misinformation",
+    "false information": "misinformation",
+    "privacy violations": "privacy",
+    "copyright violations": "copyright",
+}
+COCONOT_TRAIN_LEAK = 11_397  # row of the original train split that is also an evaluation prompt
+CATQA_LEAVES = {
+    "Adult Content": "offensive_language",
+    "Child Abuse": "dangerous_or_sensitive",
+    "Economic Harm": "dangerous_or_sensitive",
+    "Fraud/Deception": "dangerous_or_sensitive",
+    "Hate/Harass/Violence": "safety",
+    "Illegal Activity": "dangerous_or_sensitive",
+    "Malware Viruses": "dangerous_or_sensitive",
+    "Physical Harm": "dangerous_or_sensitive",
+    "Political Campaigning": "misinformation",
+    "Privacy Violation Activity": "privacy",
+    "Tailored Financial Advice": "advice_or_opinion",
+}
+HARMFUL_SETS = ("advbench", "catqa", "jailbreakbench", "malicious_instruct", "strongreject")
+LDL_SETS = ("Movie", "SBU_3DFE", "SJAFFE", "Yeast_alpha", "Yeast_cold", "Yeast_spoem")
+
+
+def data_folder(required: bool = True) -> Path | None:
+    """The folder of public data named by LANCE_DATA.
+
+    Raises
+    ------
+    DataError
+        When it is required and the variable is unset or names no folder.
+    """
+    value = os.environ.get("LANCE_DATA")
+    if value and Path(value).is_dir():
+        return Path(value)
+    if required:
+        state = "is not set" if not value else f"names {value!r}, which is no folder"
+        raise DataError(f"LANCE_DATA {state}; set it to a folder with the public data sets (coconot/, xstest/, …), or use the embedded corpus")
+    return None
+
+
+def _under(folder: str | Path | None, name: str) -> Path:
+    path = (Path(folder) if folder is not None else data_folder() or Path()) / name
+    if not path.exists():
+        raise DataError(f"{str(path)!r} is missing; LANCE_DATA (or `folder`) must hold {name}")
+    return path
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(path)]
+
+
+def _hub(repo: str, name: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
+    """Rows of a hub data set; `revision` pins it."""
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(repo, name, split=split, revision=revision))
+    except Exception as error:
+        raise DataError(f"cannot load {repo!r} ({name}, {split}) from the hub: {error}; check the connection, or give a local folder") from error
+
+
+def load_coconot(part: str, folder: str | Path | None = None, *, hub: str | None = None, revision: str | None = None) -> list[Prompt]:
+    """CoCoNot (arXiv 2407.12043), labelled in the built-in taxonomy.
+
+    Parameters
+    ----------
+    part : {"train", "pref", "eval", "contrast"}
+        Training prompts; contrast training prompts (benign); evaluation prompts; contrast evaluation prompts (benign).
+    folder : path, optional
+        Holds coconot/*.jsonl; LANCE_DATA by default.
+    hub : str, optional
+        Read `allenai/coconot` (or a copy of it) from the hub instead. Row 11,397 of the train split, which is also an evaluation prompt, is left out.
+    """
+    files = {"train": "train_sample", "pref": "pref", "eval": "eval_dev", "contrast": "contrast_dev"}
+    if part not in files:
+        raise DataError(f"unknown part {part!r} of CoCoNot; expected one of {', '.join(files)}")
+    if hub:
+        name, split = {"train": ("original", "train"), "pref": ("pref", "train"), "eval": ("original", "test"), "contrast": ("contrast", "test")}[part]
+        rows = [r for i, r in enumerate(_hub(hub, name, split, revision)) if not (part == "train" and i == COCONOT_TRAIN_LEAK)]
+    else:
+        rows = _rows(_under(folder, f"coconot/{files[part]}.jsonl"))
+    benign = part in ("pref", "contrast")
+    out = []
+    for i, r in enumerate(rows):
+        if not str(r.get("prompt") or "").strip():
+            continue
+        labels = () if benign else (coconot_label(r.get("category", ""), r.get("subcategory", "")),)
+        out.append(
+            Prompt(text=r["prompt"], labels=labels, id=f"coconot-{part}-{r.get('id', r.get('index', i))}", source="coconot", note=str(r.get("subcategory", "")))
+        )
+    return out
+
+
+def coconot_label(category: str, subcategory: str) -> str:
+    """The leaf of a CoCoNot subcategory, or the category (a candidate set) where it has no leaf of its own."""
+    leaf = COCONOT_LEAVES.get(str(subcategory).strip().lower())
+    if leaf:
+        return leaf
+    if category not in COCONOT_CATEGORIES:
+        raise DataError(f"unknown CoCoNot category {category!r}; expected one of {', '.join(COCONOT_CATEGORIES)}")
+    return COCONOT_CATEGORIES[category]
+
+
+def load_xstest(folder: str | Path | None = None) -> list[Prompt]:
+    """XSTest prompts (arXiv 2308.01263): unsafe ones are candidates for every safety leaf; `note` holds the type."""
+    path = _under(folder, "xstest/prompts_dev.jsonl")
+    return [
+        Prompt(text=r["prompt"], labels=("safety",) if r["label"] == "unsafe" else (), id=f"xstest-{r['id']}", source="xstest", note=str(r.get("type", "")))
+        for r in _rows(path)
+    ]
+
+
+def load_harmful(names: Iterable[str] = HARMFUL_SETS, folder: str | Path | None = None) -> list[Prompt]:
+    """Harmful instructions; a leaf where the set gives a category that has one, otherwise the safety leaves as candidates."""
+    out: list[Prompt] = []
+    for name in names:
+        if name not in HARMFUL_SETS:
+            raise DataError(f"unknown harmful set {name!r}; expected one of {', '.join(HARMFUL_SETS)}")
+        for i, (text, label) in enumerate(_harmful(name, folder)):
+            if text.strip():
+                out.append(Prompt(text=text.strip(), labels=(label,), id=f"{name}-{i}", source=name))
+    return out
+
+
+def _harmful(name: str, folder: str | Path | None) -> list[tuple[str, str]]:
+    if name == "catqa":
+        data = json.loads(_under(folder, "harmful/catqa_english.json").read_text(encoding="utf-8"))
+        return [(q, CATQA_LEAVES.get(c, "safety")) for c, subs in data.items() for qs in subs.values() for q in qs]
+    if name == "malicious_instruct":
+        return [(line, "safety") for line in _under(folder, "harmful/malicious_instruct.txt").read_text(encoding="utf-8").splitlines()]
+    column = {"advbench": "goal", "jailbreakbench": "Goal", "strongreject": "forbidden_prompt"}[name]
+    with _under(folder, f"harmful/{name}.csv").open(encoding="utf-8", newline="") as f:
+        return [(row[column], "safety") for row in csv.DictReader(f)]
+
+
+def load_robot(part: str, folder: str | Path | None = None) -> list[Prompt]:
+    """R-U-A-Robot (arXiv 2106.02692): `pos` asks whether one speaks with a machine (personal_inquiry); `neg` holds other utterances (benign)."""
+    if part not in ("pos", "neg"):
+        raise DataError(f"unknown part {part!r} of R-U-A-Robot; expected 'pos' or 'neg' (the ambiguous rows have no label)")
+    labels = ("personal_inquiry",) if part == "pos" else ()
+    with _under(folder, f"r_u_a_robot/{part}.train.csv").open(encoding="utf-8", newline="") as f:
+        return [Prompt(text=r["text"], labels=labels, id=f"robot-{r['guid']}", source="r_u_a_robot") for r in csv.DictReader(f) if r["text"].strip()]
+
+
+def load_instructions(folder: str | Path | None = None) -> list[Prompt]:
+    """Ordinary instructions, for counting false alarms. Their licence allows measuring only: they never enter training."""
+    return [Prompt(text=r["prompt"], id=f"instruction-{i}", source="instructions") for i, r in enumerate(_rows(_under(folder, "benign/instructions.jsonl")))]
+
+
+def load_beavertails(
+    path: str | Path | None = None, *, binary: bool = False, hub: str = "PKU-Alignment/BeaverTails", split: str = "30k_test", revision: str | None = None
+) -> list[Prompt]:
+    """BeaverTails (arXiv 2307.04657), labelled in the built-in `beavertails` taxonomy, from a JSONL file or the hub.
+
+    The labels belong to question and answer pairs; a prompt is given every harm that any of its answers was given (all of them apply), or, with `binary`,
+    only `unsafe`. Prompts whose answers were all safe are benign.
+    """
+    rows = _rows(Path(path)) if path is not None else _hub(hub, None, split, revision)
+    taxonomy = Taxonomy.builtin("beavertails")
+    harms: dict[str, set[str]] = {}
+    for n, r in enumerate(rows):
+        try:
+            harms.setdefault(r["prompt"], set()).update(beavertails_key(k) for k, on in r["category"].items() if on)
+        except (KeyError, AttributeError) as error:
+            raise DataError(f"row {n} is not of BeaverTails' format (prompt, category -> bool): {error}") from error
+    order: Callable[[str], int] = taxonomy.index
+    return [
+        Prompt(text=text, labels=(("unsafe",) if binary else tuple(sorted(keys, key=order))) if keys else (), id=f"beavertails-{i}", source="beavertails")
+        for i, (text, keys) in enumerate(harms.items())
+    ]
+
+
+def beavertails_key(name: str) -> str:
+    """Key in the built-in taxonomy of a BeaverTails category name: its first word group, as in `violence,aiding_and_abetting,incitement` -> `violence`."""
+    return name.split(",")[0].strip().replace("-", "_")
+
+
+def load_ldl(name: str, folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A label-distribution benchmark: features (n, p) and true distributions (n, c), rows of which sum to 1."""
+    from scipy.io import loadmat
+
+    if name not in LDL_SETS:
+        raise DataError(f"unknown label-distribution set {name!r}; expected one of {', '.join(LDL_SETS)}")
+    data = loadmat(_under(folder, f"ldl/{name}.mat"))
+    return np.asarray(data["features"], dtype=np.float64), np.asarray(data["labels"], dtype=np.float64)
