@@ -6,10 +6,10 @@ A flat taxonomy is one whose categories are themselves the leaves.
 
 import functools
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -54,6 +54,9 @@ class Category:
     reply: Reply = field(default_factory=Reply)
 
 
+_BENIGN = Category(BENIGN, "Benign", "Nothing stands against simply answering.", "#7F7F7F")
+
+
 class Taxonomy:
     """An ordered set of leaves under top-level categories, with benign at index 0.
 
@@ -80,7 +83,7 @@ class Taxonomy:
         self.source = source
         self.categories = tuple(categories)
         self.leaves = tuple(leaves)
-        self.benign = benign or Category(BENIGN, "Benign", "Nothing stands against simply answering.", "#7F7F7F")
+        self.benign = benign or _BENIGN
         self.meta = tuple(meta)
         self._leaf_index = {BENIGN: 0} | {leaf.key: i for i, leaf in enumerate(self.leaves, start=1)}
         self._by_key = {c.key: c for c in (self.benign, *self.categories, *self.leaves, *self.meta)}
@@ -210,23 +213,31 @@ def _builtin(name: str) -> Taxonomy:
     return Taxonomy.from_yaml(Path(str(importlib.resources.files("lance") / "data" / files[name])))
 
 
-class _LineLoader(yaml.SafeLoader):
-    """SafeLoader that remembers the line of each mapping and refuses a key given twice."""
+class _Node(dict[str, Any]):
+    """A mapping of the file that knows its line."""
+
+    line = 1
 
 
-def _mapping(loader: _LineLoader, node: yaml.MappingNode) -> dict[str, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key = str(loader.construct_object(key_node))
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
-    return {"__line__": node.start_mark.line + 1} | {str(k): v for k, v in loader.construct_mapping(node, deep=True).items()}
+class _NodeLoader(yaml.SafeLoader):
+    """SafeLoader that makes a _Node of each mapping and refuses a key given twice."""
 
 
-_LineLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def _mapping(loader: _NodeLoader, node: yaml.MappingNode) -> _Node:
+    keys = [str(loader.construct_object(key)) for key, _ in node.value]
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.value[i][0].start_mark)
+    out = _Node((str(k), v) for k, v in loader.construct_mapping(node, deep=True).items())
+    out.line = node.start_mark.line + 1
+    return out
 
-_FIELDS = set(Category.__dataclass_fields__) | {"leaves", "__line__"}
+
+_NodeLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+_FIELDS = (*Category.__dataclass_fields__, "leaves")
+_KINDS = {str: "a text (in quotes)", list: "a list", _Node: "a mapping"}
+T = TypeVar("T", str, list, _Node)
 
 
 class _Reader:
@@ -241,99 +252,98 @@ class _Reader:
 
     def read(self) -> Taxonomy:
         try:
-            data = yaml.load(self.text, Loader=_LineLoader)  # noqa: S506 - a SafeLoader subclass
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise self.fail(line, f"not valid YAML: {error.problem}") from error
-        if not isinstance(data, dict):
+            data = yaml.load(self.text, Loader=_NodeLoader)  # noqa: S506 - a SafeLoader subclass
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-02-30 is a ValueError
+            mark = getattr(error, "problem_mark", None)
+            raise self.fail(mark.line + 1 if mark else 1, f"not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        if not isinstance(data, _Node):
             raise self.fail(1, "expected a mapping with `name` and `categories`")
-        nodes = data.get("categories")
-        if not isinstance(nodes, list) or not nodes:
-            raise self.fail(data["__line__"], "expected `categories`, a list with at least one category")
+        nodes = self.nodes(data, "categories")
+        if not nodes:
+            raise self.fail(data.line, "expected `categories`, a list with at least one category")
+        tops = [node["key"] for node in nodes if node.get("parent") is None]
         categories: list[Category] = []
         leaves: list[Category] = []
-        declared = {n["key"] for n in nodes if isinstance(n, dict) and isinstance(n.get("key"), str)}
         for node in nodes:
-            node = self.check(node, data["__line__"])
-            below = node.get("leaves")
-            parent = node.get("parent")
-            if parent is not None:  # a leaf in list form, naming its category
-                if parent not in declared:
-                    raise self.fail(node["__line__"], f"{node['key']!r} has the unknown parent {parent!r}; the categories are {', '.join(sorted(declared))}")
+            if (parent := node.get("parent")) is not None:  # a leaf in list form, naming its category
+                if parent not in tops:
+                    raise self.fail(node.line, f"{node['key']!r} has the unknown parent {parent!r}; the categories are {', '.join(sorted(tops)) or 'missing'}")
                 leaves.append(self.leaf(node, parent, len(leaves)))
                 continue
             category = self.category(node, None, len(categories))
             categories.append(category)
-            if below is not None:
-                if not isinstance(below, list) or not below:
-                    raise self.fail(node["__line__"], f"`leaves` of {category.key!r} must be a list with at least one leaf; leave it out for a flat category")
-                for sub in below:
-                    sub = self.check(sub, node["__line__"])
-                    if sub.get("parent") not in (None, category.key):
-                        raise self.fail(sub["__line__"], f"{sub['key']!r} stands below {category.key!r} but names the parent {sub['parent']!r}")
-                    leaves.append(self.leaf(sub, category.key, len(leaves), category.colour))
-            elif not any(isinstance(n, dict) and n.get("parent") == category.key for n in nodes):
+            for sub in node.get("leaves") or ():
+                if sub.get("parent") not in (None, category.key):
+                    raise self.fail(sub.line, f"{sub['key']!r} stands below {category.key!r} but names the parent {sub['parent']!r}")
+                leaves.append(self.leaf(sub, category.key, len(leaves), category.colour))
+            if node.get("leaves") is None and not any(n.get("parent") == category.key for n in nodes):
                 leaves.append(self.leaf(node, category.key, len(leaves), category.colour))
-        leaves.sort(key=lambda leaf: [c.key for c in categories].index(leaf.parent or leaf.key))
-        benign = data.get("benign") or {}
-        meta = [Category(m["key"], m.get("name", m["key"]), m.get("definition", ""), "#000000") for m in data.get("meta") or []]
+        leaves.sort(key=lambda leaf: tops.index(leaf.parent or leaf.key))
+        benign = self.field(data, "benign", _Node())
         return Taxonomy(
-            str(data.get("name") or Path(self.origin).stem),
+            self.field(data, "name", Path(self.origin).stem),
             categories,
             leaves,
-            benign=Category(
-                BENIGN, benign.get("name", "Benign"), benign.get("definition", "Nothing stands against simply answering."), benign.get("colour", "#7F7F7F")
-            ),
-            meta=meta,
-            source=str(data.get("source") or ""),
+            benign=replace(_BENIGN, **{k: self.field(benign, k, getattr(_BENIGN, k)) for k in ("name", "definition", "colour")}),
+            meta=[Category(m["key"], self.field(m, "name", m["key"]), self.field(m, "definition", ""), "#000000") for m in self.nodes(data, "meta")],
+            source=self.field(data, "source", ""),
         )
 
-    def check(self, node: Any, line: int) -> dict[str, Any]:
-        if not isinstance(node, dict):
+    def field(self, node: _Node, name: str, default: T) -> T:
+        """A field of the type of `default`, which stands for one that is absent or empty."""
+        value, kind = node.get(name), type(default)
+        if value is not None and not isinstance(value, kind):
+            raise self.fail(node.line, f"`{name}` must be {_KINDS[kind]}, found {value!r}")
+        return value or default
+
+    def texts(self, node: _Node, name: str) -> tuple[str, ...]:
+        value = node.get(name)
+        values = [value] if isinstance(value, str) else self.field(node, name, [])
+        if not all(isinstance(v, str) for v in values):
+            raise self.fail(node.line, f"`{name}` must be a list of texts (in quotes), found {value!r}")
+        return tuple(values)
+
+    def nodes(self, node: _Node, name: str) -> list[_Node]:
+        return [self.check(n, node.line) for n in self.field(node, name, [])]
+
+    def check(self, node: Any, line: int) -> _Node:
+        if not isinstance(node, _Node):
             raise self.fail(line, f"expected a mapping with `key`, found {node!r}")
-        line = node["__line__"]
         key = node.get("key")
         if not isinstance(key, str) or not key:
-            raise self.fail(line, "a category has no `key`; give it a short text without spaces")
+            raise self.fail(node.line, "a category has no `key`; give it a short text without spaces")
         if any(ch.isspace() for ch in key) or key in (BENIGN, "unsafe"):
-            raise self.fail(line, f"key {key!r} is not allowed; use a word without spaces other than 'benign' and 'unsafe'")
+            raise self.fail(node.line, f"key {key!r} is not allowed; use a word without spaces other than 'benign' and 'unsafe'")
         if key in self.lines:
-            raise self.fail(line, f"duplicate key {key!r}, first used in line {self.lines[key]}; keys are unique in the whole file")
-        self.lines[key] = line
-        unknown = set(node) - _FIELDS
-        if unknown:
-            raise self.fail(line, f"{key!r} has the unknown field {sorted(unknown)[0]!r}; known are {', '.join(sorted(_FIELDS - {'__line__'}))}")
+            raise self.fail(node.line, f"duplicate key {key!r}, first used in line {self.lines[key]}; keys are unique in the whole file")
+        self.lines[key] = node.line
+        if unknown := sorted(set(node) - set(_FIELDS)):
+            raise self.fail(node.line, f"{key!r} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
+        if not self.nodes(node, "leaves") and "leaves" in node:
+            raise self.fail(node.line, f"`leaves` of {key!r} must be a list with at least one leaf; leave it out for a flat category")
         return node
 
-    def category(self, node: dict[str, Any], parent: str | None, index: int, colour: str | None = None) -> Category:
-        reply = node.get("reply") or {}
+    def category(self, node: _Node, parent: str | None, index: int, colour: str | None = None) -> Category:
         return Category(
             key=node["key"],
-            name=str(node.get("name") or node["key"].replace("_", " ").capitalize()),
-            definition=str(node.get("definition") or ""),
-            colour=str(node.get("colour") or colour or _PALETTE[index % len(_PALETTE)]),
+            name=self.field(node, "name", node["key"].replace("_", " ").capitalize()),
+            colour=self.field(node, "colour", colour or _PALETTE[index % len(_PALETTE)]),
             parent=parent,
-            behaviour=str(node.get("behaviour") or ""),
-            response=str(node.get("response") or "refuse_with_reason"),
-            anchor=str(node.get("anchor") or ""),
-            drop=str(node.get("drop") or ""),
-            turn=str(node.get("turn") or ""),
-            reframe=_texts(node.get("reframe")),
-            reply=Reply(*(_texts(reply.get(k)) for k in ("reasons", "offers", "questions"))),
+            response=self.field(node, "response", "refuse_with_reason"),
+            reframe=self.texts(node, "reframe"),
+            reply=Reply(*(self.texts(self.field(node, "reply", _Node()), k) for k in ("reasons", "offers", "questions"))),
+            **{k: self.field(node, k, "") for k in ("definition", "behaviour", "anchor", "drop", "turn")},
         )
 
-    def leaf(self, node: dict[str, Any], parent: str, index: int, colour: str | None = None) -> Category:
+    def leaf(self, node: _Node, parent: str, index: int, colour: str | None = None) -> Category:
         leaf = self.category(node, parent, index, colour)
-        line = node["__line__"]
+        if "leaves" in node:
+            raise self.fail(node.line, f"leaf {leaf.key!r} has `leaves` of its own; a taxonomy has two levels, categories and their leaves")
         if not leaf.anchor.strip():
-            raise self.fail(line, f"leaf {leaf.key!r} has no `anchor`; add a sentence that describes its prompts (it places the leaf in embedding space)")
+            raise self.fail(node.line, f"leaf {leaf.key!r} has no `anchor`; add a sentence that describes its prompts (it places the leaf in embedding space)")
         if leaf.response not in RESPONSES:
-            raise self.fail(line, f"leaf {leaf.key!r} has the unknown response {leaf.response!r}; expected one of {', '.join(RESPONSES)}")
+            raise self.fail(node.line, f"leaf {leaf.key!r} has the unknown response {leaf.response!r}; expected one of {', '.join(RESPONSES)}")
         for pattern in leaf.reframe:
             if "{prompt}" not in pattern:
-                raise self.fail(line, f"a `reframe` of leaf {leaf.key!r} lacks {{prompt}}: {pattern!r}")
+                raise self.fail(node.line, f"a `reframe` of leaf {leaf.key!r} lacks {{prompt}}: {pattern!r}")
         return leaf
-
-
-def _texts(value: Iterable[str] | str | None) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(str(v) for v in value or ())
