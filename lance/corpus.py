@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lance.errors import DataError
+from lance.errors import DataError, LanceError
 from lance.taxonomy import BENIGN, Taxonomy
 
 BOM = b"\xef\xbb\xbf"  # some editors put a byte order mark before UTF-8
@@ -81,7 +81,7 @@ class Prompt:
                 raise DataError(f"prompt {self.id!r} has the span [{s.start}, {s.end}), outside its text of {len(self.text)} characters")
         if self.distribution is not None:
             total = sum(self.distribution.values())
-            if min(self.distribution.values()) < 0 or abs(total - 1) > 1e-6:
+            if any(w < 0 for w in self.distribution.values()) or not abs(total - 1) <= 1e-6:  # NaN is no sum either
                 raise DataError(f"the distribution of prompt {self.id!r} must have weights >= 0 that sum to 1; they sum to {total:g}")
 
     @property
@@ -101,27 +101,56 @@ class Prompt:
         DataError
             For unknown or missing fields, and for values that do not fit.
         """
-        row = dict(row)
+        given = set(row)
+        row = {k: v for k, v in row.items() if v is not None}  # null says no more than a field left out
         if "text" not in row and "prompt" in row:
             row["text"] = row.pop("prompt")
         if "labels" not in row and "label" in row:
             row["labels"] = row.pop("label")
         if "text" not in row:
             raise DataError(f"a row has no `text` (or `prompt`); its fields are {', '.join(map(str, row)) or 'none'}")
-        if "labels" not in row:
+        if not given & {"labels", "label"}:
             raise DataError("a row has no `labels`; give a list of keys ([] for benign), or `label` with one key")
-        labels = row["labels"]
-        labels = [labels] if isinstance(labels, str) else list(labels or [])
-        unknown = set(row) - set(cls.__dataclass_fields__)
-        if unknown:
+        if unknown := set(row) - set(cls.__dataclass_fields__):
             raise DataError(f"unknown field {sorted(unknown)[0]!r}; known are {', '.join(cls.__dataclass_fields__)}")
-        try:
-            row["spans"] = tuple(Span(**s) if isinstance(s, Mapping) else Span(*s) for s in row.get("spans") or ())
-        except TypeError as error:
-            raise DataError(f"`spans` must be a list of [start, end, leaf], found {row['spans']!r}") from error
-        row["labels"] = tuple(k for k in labels if k not in (BENIGN, "safe"))
-        row["refined"] = tuple(row.get("refined") or ())
+        for name in ("id", "twin"):
+            if isinstance(row.get(name), int):
+                row[name] = str(row[name])
+        for name in ("text", "id", "split", "twin", "wrapper", "source", "note"):
+            if not isinstance(row.get(name, ""), str):
+                raise DataError(f"`{name}` must be a text, found {row[name]!r}")
+        row["labels"] = tuple(k for k in _texts(row, "labels") if k not in (BENIGN, "safe"))
+        row["refined"] = _texts(row, "refined")
+        row["spans"] = _spans(row)
+        if "distribution" in row:
+            row["distribution"] = _weights(row)
         return cls(**row)
+
+
+def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    values = row.get(name, ())
+    values = [values] if isinstance(values, str) else values
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise DataError(f"`{name}` must be a list of texts, found {values!r}")
+    return tuple(values)
+
+
+def _spans(row: Mapping[str, Any]) -> tuple[Span, ...]:
+    spans, out = row.get("spans", ()), []
+    for span in spans if isinstance(spans, list | tuple) else (spans,):
+        match span:
+            case [int(start), int(end), str(leaf)] | {"start": int(start), "end": int(end), "leaf": str(leaf)}:
+                out.append(Span(start, end, leaf))
+            case _:
+                raise DataError(f"`spans` must be a list of [start, end, leaf], found {spans!r}")
+    return tuple(out)
+
+
+def _weights(row: Mapping[str, Any]) -> dict[str, float]:
+    weights = row["distribution"]
+    if not isinstance(weights, Mapping) or not all(isinstance(w, int | float) for w in weights.values()):
+        raise DataError(f"`distribution` must map keys to weights, found {weights!r}")
+    return {str(k): float(w) for k, w in weights.items()}
 
 
 class Labels(NamedTuple):
@@ -171,20 +200,24 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     DataError
         When the file cannot be read at all.
     """
-    path = Path(path)
     try:
-        data = path.read_bytes().removeprefix(BOM)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; give the path of a JSONL file") from error
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    yield from parse_rows(data, str(path))
+
+
+def parse_rows(data: bytes, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What `read_rows` yields, from the bytes of a file; `name` is what warnings call it."""
+    for number, line in enumerate(data.removeprefix(BOM).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode("utf-8"))
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, found {type(row).__name__}")
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            warnings.warn(f"{path}, line {number}: left out ({error})", DataWarning, stacklevel=2)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            warnings.warn(f"{name}, line {number}: left out ({error})", DataWarning, stacklevel=2)
             continue
         yield number, row
 
@@ -204,7 +237,7 @@ def read_prompts(path: str | Path, taxonomy: Taxonomy | None = None) -> list[Pro
             if taxonomy is not None:
                 for label in prompt.labels:
                     taxonomy.leaves_of(label)
-        except Exception as error:
+        except LanceError as error:
             warnings.warn(f"{path}, line {number}: left out ({error})", DataWarning, stacklevel=2)
             continue
         prompts.append(prompt)
@@ -216,7 +249,7 @@ def read_prompts(path: str | Path, taxonomy: Taxonomy | None = None) -> list[Pro
 def write_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     """Write prompts as JSONL, one object a line, in the given order."""
     lines = (json.dumps(p.to_dict(), ensure_ascii=False) + "\n" for p in prompts)
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    Path(path).write_bytes("".join(lines).encode("utf-8", "backslashreplace"))  # which makes a lone surrogate the JSON escape that it was
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from lance.corpus import SPLITS, Prompt, read_prompts, write_prompts
+from lance.corpus import SPLITS, DataWarning, Prompt, read_prompts, write_prompts
+from lance.errors import DataError, LanceError
 
 
 def near_duplicate_groups(prompts: Sequence[Prompt], vectors: np.ndarray, *, cosine: float = 0.85) -> np.ndarray:
@@ -22,7 +24,7 @@ def near_duplicate_groups(prompts: Sequence[Prompt], vectors: np.ndarray, *, cos
     for start in range(0, len(prompts), 1024):
         near = np.argwhere(vectors[start : start + 1024] @ vectors.T > cosine)
         pairs += [(start + int(i), int(j)) for i, j in near]
-    rows, cols = np.array(pairs or [(0, 0)]).T
+    rows, cols = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(rows)), (rows, cols)), shape=(len(prompts), len(prompts)))
     return np.asarray(connected_components(graph, directed=False)[1])
 
@@ -62,7 +64,7 @@ def without_evaluation_prompts(
     train: Sequence[Prompt], evaluation: Sequence[Prompt], train_vectors: np.ndarray, evaluation_vectors: np.ndarray, *, cosine: float = 0.95
 ) -> list[Prompt]:
     """Training rows that are no copies of evaluation prompts: neither equal after folding case and punctuation, nor above the embedding cosine."""
-    if not evaluation:
+    if not train or not evaluation:
         return list(train)
     taken = {_folded(p.text) for p in evaluation}
     nearest = np.concatenate([(train_vectors[i : i + 1024] @ evaluation_vectors.T).max(1) for i in range(0, len(train), 1024)])
@@ -78,10 +80,21 @@ def _folded(text: str) -> str:
 
 
 def main(path: str) -> None:
-    """Give a split to those prompts of a corpus file that have none yet, and write the file back."""
+    """Give a split to those prompts of a corpus file that have none yet, and write the file back.
+
+    Raises
+    ------
+    DataError
+        When a row of the file is invalid: it would be missing from what is written.
+    """
     from lance.encoder import PromptEncoder
 
-    prompts = read_prompts(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataWarning)
+            prompts = read_prompts(path)
+    except DataWarning as error:
+        raise DataError(f"{error}; mend that line first, nothing was written") from error
     vectors = PromptEncoder.from_pretrained().encode([p.text for p in prompts]).numpy()
     write_prompts(assign_splits(prompts, near_duplicate_groups(prompts, vectors)), path)
 
@@ -89,4 +102,7 @@ def main(path: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m lance.splits CORPUS.jsonl")
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except LanceError as error:
+        sys.exit(str(error))
