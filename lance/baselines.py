@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from lance.corpus import Prompt, encode_labels
-from lance.encoder import PromptEncoder
+from lance.encoder import PromptEncoder, training_autocast
 from lance.taxonomy import Taxonomy
 
 
@@ -68,7 +68,7 @@ class SoftmaxBaseline:
             order = [i for chunk in chunks for i in sorted(chunk, key=lambda i: len(windows[i].ids))]
             batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
             for b in rng.permutation(len(batches)).tolist():
-                with torch.autocast("cpu", dtype=torch.bfloat16):
+                with training_autocast(self.base.device):
                     x = self.encoder.forward(*self.encoder.collate([windows[i] for i in batches[b]]))
                 log_p = torch.log_softmax(self.head(x.float() * math.sqrt(self.encoder.dim)), dim=-1)
                 loss = -torch.logsumexp(log_p.masked_fill(~candidates[batches[b]], -torch.inf), dim=-1).mean()

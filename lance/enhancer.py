@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lance.calibration import fit_temperature
 from lance.corpus import Labels, Prompt, encode_labels
 from lance.distribution import RejectionDistribution
-from lance.encoder import ADAPTER_FILES, PromptEncoder, Window
+from lance.encoder import ADAPTER_FILES, PromptEncoder, Window, training_autocast
 from lance.errors import DataError, ModelError
 from lance.modelfiles import read_model_config, write_model_config
 from lance.network import EnhancerNetwork
@@ -244,7 +244,7 @@ class VariationalEnhancer:
     def _posterior_input(self, x: Tensor, windows: list[Window], index: Sequence[int]) -> Tensor:
         if not self.config.lora_rank:
             return x[torch.as_tensor(index)].to(self.base.device)
-        with torch.autocast(self.base.device.type, dtype=torch.bfloat16):
+        with training_autocast(self.base.device):
             embedding = self.encoder.forward(*self.encoder.collate([windows[i] for i in index]))
         return embedding.float()
 

@@ -75,9 +75,10 @@ def train(
     encoder: PromptEncoder,
     config: EnhancerConfig | None = None,
     exemplars: Sequence[Prompt] = (),
+    pass_rate: float = PASS_RATE,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> Lance:
-    """Fit enhancer and verifier, then set t so that at least 98 % of the benign validation prompts of each source pass.
+    """Fit enhancer and verifier, then set t so that at least `pass_rate` of the benign validation prompts of each source pass.
 
     Raises
     ------
@@ -89,12 +90,12 @@ def train(
         if len({p.benign for p in rows}) < 2:
             raise DataError(f"the {name} rows need benign and noncompliant prompts; found {len(rows)} rows of one kind only")
     enhancer = VariationalEnhancer(taxonomy, encoder, config).fit(data.train, data.validation, progress=progress)
-    verifier = Verifier(seed=config.seed + 1).fit(data.train, data.validation, pass_rate=PASS_RATE)
+    verifier = Verifier(seed=config.seed + 1).fit(data.train, data.validation, pass_rate=pass_rate)
     by_source: dict[str, list[str]] = {}
     for p in written_benign(data.validation):
         by_source.setdefault(p.source, []).append(p.text)
     largest = max(map(len, by_source.values()))
-    threshold = max(fit_threshold(enhancer, texts, pass_rate=PASS_RATE) for texts in by_source.values() if len(texts) >= min(50, largest))
+    threshold = max(fit_threshold(enhancer, texts, pass_rate=pass_rate) for texts in by_source.values() if len(texts) >= min(50, largest))
     alpha = enhancer.predict_alpha([p.text for p in data.validation])
     vacuity = np.minimum(1, alpha.shape[1] / alpha.sum(1))
     limit = max(0.5, float(np.quantile(vacuity, 0.99)))
