@@ -5,15 +5,17 @@ where a data set is coarser than the taxonomy, the label is a candidate set.
 """
 
 import csv
+import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lance.corpus import Prompt, read_rows
+from lance.corpus import DataWarning, Prompt, read_rows
 from lance.errors import DataError
 from lance.taxonomy import Taxonomy
 
@@ -85,8 +87,37 @@ def _under(folder: str | Path | None, name: str) -> Path:
     return path
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [row for _, row in read_rows(path)]
+def _not(path: Path, expected: str, found: object) -> DataError:
+    return DataError(f"{str(path)!r} is not of the format of this data set: expected {expected}, found {found}; restore the original file")
+
+
+def _rows(path: Path, *texts: str) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that have these text fields; others are reported and left out."""
+    out = []
+    for number, row in read_rows(path):
+        if missing := [k for k in texts if not isinstance(row.get(k), str)]:
+            warnings.warn(f"{path}, line {number}: left out (no text in {', '.join(missing)})", DataWarning, stacklevel=3)
+        else:
+            out.append(row)
+    if texts and not out:
+        raise _not(path, f"rows with the texts {', '.join(texts)}", "none")
+    return out
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # line breaks inside a quoted field stay as they are
+    except UnicodeDecodeError as error:
+        raise _not(path, "UTF-8", f"byte {error.object[error.start]:#x} at {error.start}") from error
+
+
+def _csv(path: Path, *columns: str) -> list[dict[str, str]]:
+    """Rows of a CSV file that must have these columns."""
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), restval="")
+    found = reader.fieldnames or ()
+    if not set(columns) <= set(found):
+        raise _not(path, f"the columns {', '.join(columns)}", ", ".join(found) or "none")
+    return list(reader)
 
 
 def _hub(repo: str, name: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
@@ -118,7 +149,7 @@ def load_coconot(part: str, folder: str | Path | None = None, *, hub: str | None
         name, split = {"train": ("original", "train"), "pref": ("pref", "train"), "eval": ("original", "test"), "contrast": ("contrast", "test")}[part]
         rows = [r for i, r in enumerate(_hub(hub, name, split, revision)) if not (part == "train" and i == COCONOT_TRAIN_LEAK)]
     else:
-        rows = _rows(_under(folder, f"coconot/{files[part]}.jsonl"))
+        rows = _rows(_under(folder, f"coconot/{files[part]}.jsonl"), "prompt")
     benign = part in ("pref", "contrast")
     out = []
     for i, r in enumerate(rows):
@@ -146,7 +177,7 @@ def load_xstest(folder: str | Path | None = None) -> list[Prompt]:
     path = _under(folder, "xstest/prompts_dev.jsonl")
     return [
         Prompt(text=r["prompt"], labels=("safety",) if r["label"] == "unsafe" else (), id=f"xstest-{r['id']}", source="xstest", note=str(r.get("type", "")))
-        for r in _rows(path)
+        for r in _rows(path, "id", "prompt", "label")
     ]
 
 
@@ -164,13 +195,20 @@ def load_harmful(names: Iterable[str] = HARMFUL_SETS, folder: str | Path | None 
 
 def _harmful(name: str, folder: str | Path | None) -> list[tuple[str, str]]:
     if name == "catqa":
-        data = json.loads(_under(folder, "harmful/catqa_english.json").read_text(encoding="utf-8"))
-        return [(q, CATQA_LEAVES.get(c, "safety")) for c, subs in data.items() for qs in subs.values() for q in qs]
+        return [(q, CATQA_LEAVES.get(c, "safety")) for c, q in _catqa(_under(folder, "harmful/catqa_english.json"))]
     if name == "malicious_instruct":
-        return [(line, "safety") for line in _under(folder, "harmful/malicious_instruct.txt").read_text(encoding="utf-8").splitlines()]
+        return [(line, "safety") for line in _text(_under(folder, "harmful/malicious_instruct.txt")).splitlines()]
     column = {"advbench": "goal", "jailbreakbench": "Goal", "strongreject": "forbidden_prompt"}[name]
-    with _under(folder, f"harmful/{name}.csv").open(encoding="utf-8", newline="") as f:
-        return [(row[column], "safety") for row in csv.DictReader(f)]
+    return [(row[column], "safety") for row in _csv(_under(folder, f"harmful/{name}.csv"), column)]
+
+
+def _catqa(path: Path) -> list[tuple[str, str]]:
+    """Category and question of each row."""
+    try:
+        data = json.loads(_text(path))
+        return [(category, q.strip()) for category, below in data.items() for questions in below.values() for q in questions]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _not(path, "questions by category and subcategory", error) from error
 
 
 def load_robot(part: str, folder: str | Path | None = None) -> list[Prompt]:
@@ -178,13 +216,14 @@ def load_robot(part: str, folder: str | Path | None = None) -> list[Prompt]:
     if part not in ("pos", "neg"):
         raise DataError(f"unknown part {part!r} of R-U-A-Robot; expected 'pos' or 'neg' (the ambiguous rows have no label)")
     labels = ("personal_inquiry",) if part == "pos" else ()
-    with _under(folder, f"r_u_a_robot/{part}.train.csv").open(encoding="utf-8", newline="") as f:
-        return [Prompt(text=r["text"], labels=labels, id=f"robot-{r['guid']}", source="r_u_a_robot") for r in csv.DictReader(f) if r["text"].strip()]
+    rows = _csv(_under(folder, f"r_u_a_robot/{part}.train.csv"), "guid", "text")
+    return [Prompt(text=r["text"], labels=labels, id=f"robot-{r['guid']}", source="r_u_a_robot") for r in rows if r["text"].strip()]
 
 
 def load_instructions(folder: str | Path | None = None) -> list[Prompt]:
     """Ordinary instructions, for counting false alarms. Their licence allows measuring only: they never enter training."""
-    return [Prompt(text=r["prompt"], id=f"instruction-{i}", source="instructions") for i, r in enumerate(_rows(_under(folder, "benign/instructions.jsonl")))]
+    rows = _rows(_under(folder, "benign/instructions.jsonl"), "prompt")
+    return [Prompt(text=r["prompt"], id=f"instruction-{i}", source="instructions") for i, r in enumerate(rows)]
 
 
 def load_beavertails(
@@ -221,5 +260,9 @@ def load_ldl(name: str, folder: str | Path | None = None) -> tuple[np.ndarray, n
 
     if name not in LDL_SETS:
         raise DataError(f"unknown label-distribution set {name!r}; expected one of {', '.join(LDL_SETS)}")
-    data = loadmat(_under(folder, f"ldl/{name}.mat"))
-    return np.asarray(data["features"], dtype=np.float64), np.asarray(data["labels"], dtype=np.float64)
+    path = _under(folder, f"ldl/{name}.mat")
+    try:
+        data = loadmat(path)
+        return np.asarray(data["features"], dtype=np.float64), np.asarray(data["labels"], dtype=np.float64)
+    except Exception as error:  # scipy's reader raises what it runs into
+        raise _not(path, "a MATLAB file with `features` and `labels`", repr(error)) from error
