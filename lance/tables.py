@@ -4,18 +4,22 @@
 """
 
 import json
+import math
+import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lance.corpus import BOM, DataWarning, read_rows
+import numpy as np
+
+from lance.corpus import BOM, DataWarning, parse_rows, read_rows
 from lance.errors import DataError
 
 Row = dict[str, Any]
 ENDINGS = (".jsonl", ".csv", ".parquet", ".txt")
+NESTED = (dict, list, np.ndarray)
 
 
 def read_table(source: str) -> list[Row]:
@@ -27,10 +31,7 @@ def read_table(source: str) -> list[Row]:
         For an unknown ending, an unreadable file, or a table without the column.
     """
     if source == "-":
-        with tempfile.NamedTemporaryFile(suffix=".jsonl") as f:
-            f.write(sys.stdin.buffer.read())
-            f.flush()
-            return _checked(list(read_rows(f.name)), "standard input")
+        return _checked(list(parse_rows(sys.stdin.buffer.read(), "standard input")), "standard input")
     path = Path(source)
     if path.suffix not in ENDINGS:
         raise DataError(f"cannot tell the format of {source!r}; expected one of {', '.join(ENDINGS)}, or - for JSONL on standard input")
@@ -79,7 +80,8 @@ def _checked(rows: list[tuple[int, Row]], source: str) -> list[Row]:
 class TableWriter:
     """Writes rows as they come. JSONL is written line by line, so that an interrupted run can be resumed; other formats are written at the end.
 
-    With `resume`, rows that the JSONL file already holds are kept, and `done` says how many; a half-written last line is cut off.
+    An old file is replaced by the first `write` or `close`, so that a run that fails before leaves it alone. With `resume`, rows that the JSONL file
+    already holds are kept, and `done` says how many; a half-written last line is cut off.
     """
 
     def __init__(self, target: str, *, resume: bool = False) -> None:
@@ -100,37 +102,62 @@ class TableWriter:
                 self.path.write_bytes(kept)
                 self.done = kept.count(b"\n")
         self._lines = self.path is None or self.path.suffix == ".jsonl"
-        if self.path is not None and self._lines and not self.done:
-            self.path.write_bytes(b"")
+        self._append = self.done > 0
 
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
         if not self._lines:
             self._rows += rows
             return
-        text = "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows)
+        # Streams may know ASCII only; in a file, `backslashreplace` makes a lone surrogate the JSON escape that it was.
+        text = "".join(json.dumps(_plain(row), ensure_ascii=self.path is None) + "\n" for row in rows)
         if self.path is None:
             sys.stdout.write(text)
             sys.stdout.flush()
         else:
-            with self.path.open("a", encoding="utf-8", errors="surrogatepass") as f:
-                f.write(text)
+            with self.path.open("ab" if self._append else "wb") as f:
+                f.write(text.encode("utf-8", "backslashreplace"))
+            self._append = True
 
     def close(self) -> None:
         """Write what is still held back."""
-        if self._lines or self.path is None:
+        if self.path is None:
+            return
+        if self._lines:
+            if not self._append:
+                self.path.write_bytes(b"")
             return
         import pandas as pd
 
+        rows = [_encodable(row) for row in self._rows]
         if self.path.suffix == ".csv":
-            rows = [{k: json.dumps(v, ensure_ascii=False, default=_plain) if isinstance(v, (dict, list)) else v for k, v in row.items()} for row in self._rows]
+            rows = [{k: json.dumps(_plain(v), ensure_ascii=False) if isinstance(v, NESTED) else v for k, v in row.items()} for row in rows]
             pd.DataFrame(rows).to_csv(self.path, index=False)
         else:
-            pd.DataFrame(self._rows).to_parquet(self.path, index=False)
+            pd.DataFrame(rows).to_parquet(self.path, index=False)
 
 
 def _plain(value: Any) -> Any:
-    """Values of numpy and pandas as plain data."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    """Data that JSON can hold: values of numpy and pandas become plain ones; gaps, NaN and infinities null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return None if str(value) in ("NaT", "<NA>") else str(value)
+
+
+def _encodable(value: Any) -> Any:
+    """The value with lone surrogates, which no encoding has, as replacement characters."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, dict):
+        return {_encodable(k): _encodable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_encodable(v) for v in value]
+    return value
