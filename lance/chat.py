@@ -40,11 +40,11 @@ class LocalChat:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from lance.encoder import quiet, require_adapter
+        from lance.encoder import quiet, require_adapter, usable_device
 
-        device = device or "cpu"
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         try:
+            place = usable_device(device or "cpu")
+            dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
@@ -55,7 +55,7 @@ class LocalChat:
                     model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (OSError, ValueError, RuntimeError, SafetensorError, ModelError) as error:
             raise ChatError(f"cannot load the chat model {name!r}: {error}; give a hub id or a folder with a causal model, or the URL of a server") from error
-        return cls(model.to(device).eval(), tokenizer, name)
+        return cls(model.to(place).eval(), tokenizer, name)
 
     def reply(self, messages: Sequence[Message], *, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0) -> str:
         """Generate one reply; greedy at temperature 0, otherwise sampled with the seed."""

@@ -1,7 +1,9 @@
 """The command line: ask, score, refine, train, evaluate."""
 
 import json
+import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from lance.pipeline import Lance, Reply
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and line break
 Model = Annotated[Path | None, typer.Option("--model", help="A model folder written by `lance train`; the shipped one by default.", show_default=False)]
 Chat = Annotated[
     str | None, typer.Option("--chat", help="Who answers: a hub id, a model folder, or the URL of an OpenAI-compatible server.", show_default=False)
@@ -174,7 +177,7 @@ def train(
             corpus, held = hold_out([p for p in every if p.split != "test"], None, seed)
             rows = training.TrainingSet(training.augmented(corpus, kinds, seed), training.augmented(held, kinds, seed), {str(data): len(corpus)})
 
-        def show(record: dict[str, float]) -> None:
+        def show(record: dict[str, Any]) -> None:
             typer.echo(f"epoch {record['epoch']:.0f}: objective {record['objective']:.2f}, label {record['label']:.3f}, KL(d) {record['kl_d']:.1f}", err=True)
 
         start = time.perf_counter()
@@ -218,7 +221,7 @@ def evaluate(
         stopped = [d.risk_upper >= lance.threshold for d, p in zip(found, prompts, strict=True) if not p.benign]
         figures |= {"benign_passed": float(np.mean(passed)) if passed else None, "noncompliant_stopped": float(np.mean(stopped)) if stopped else None}
         if as_json:
-            typer.echo(json.dumps(figures))
+            typer.echo(json.dumps({k: v if v is None or math.isfinite(v) else None for k, v in figures.items()}))
         else:
             for key, value in figures.items():
                 typer.echo(f"{key:22}{value:.4f}" if isinstance(value, float) else f"{key:22}{value}")
@@ -235,6 +238,7 @@ def _table(rows: list[dict[str, Any]], writer: Any, work: Callable[[list[str]], 
     from rich.console import Console
     from rich.progress import track
 
+    writer.write([])  # the model is there: from here on a run that is interrupted resumes from its own rows, not from those of an older one
     rows = rows[writer.done :]
     starts = range(0, len(rows), chunk)
     console = Console(stderr=True)
@@ -277,7 +281,14 @@ def _show(reply: "Reply", lance: "Lance") -> None:
 
     console = Console(file=sys.stdout, highlight=False)
     r = reply.refinement
-    console.print(Text.assemble(("prompt  ", "bold"), r.prompt))
+
+    def say(label: str, *parts: str | tuple[str, str]) -> None:
+        """Print a line without control characters and lone surrogates: most of its text was written by others."""
+        line = Text.assemble((f"{label:8}", "bold"), *parts)
+        line.plain = CONTROL.sub("\ufffd", line.plain)
+        console.print(line)
+
+    say("prompt", r.prompt)
     if r.outcome != "abstained":
         table = Table(box=None, show_header=False, padding=(0, 1))
         for key, value in sorted(r.before.mean.items(), key=lambda kv: -kv[1])[:6]:
@@ -286,28 +297,19 @@ def _show(reply: "Reply", lance: "Lance") -> None:
                 table.add_row(c.name, Text("█" * max(1, round(30 * value)), style=c.colour), f"{value:.2f}")
         console.print(table)
         low, high = r.before.risk_interval
-        console.print(
-            Text.assemble(
-                ("risk    ", "bold"), f"{r.before.risk:.2f}, 90 % interval {low:.2f} to {high:.2f} (passes below {lance.threshold:.2f} at the upper end)"
-            )
-        )
+        say("risk", f"{r.before.risk:.2f}, 90 % interval {low:.2f} to {high:.2f} (passes below {lance.threshold:.2f} at the upper end)")
     for g in r.gradient.gradients:
         spans = ", ".join(f"“{s.text}” ({s.occlusion:+.1f})" for s in g.spans) or "no single span"
-        console.print(Text.assemble(("because ", "bold"), (f"{g.name} {g.weight:.2f}", lance.taxonomy[g.category].colour), f": {spans}"))
+        say("because", (f"{g.name} {g.weight:.2f}", lance.taxonomy[g.category].colour), f": {spans}")
     for i, step in enumerate(r.steps, start=1):
-        console.print(Text.assemble((f"step {i}  ", "bold"), f"{step.text}  [U95 {step.risk_upper:.2f}, cosine {step.similarity:.2f}, {step.proposer}]"))
-    console.print(Text.assemble(("outcome ", "bold"), f"{r.outcome}: {r.reason}"))
+        say(f"step {i}", f"{step.text}  [U95 {step.risk_upper:.2f}, cosine {step.similarity:.2f}, {step.proposer}]")
+    say("outcome", f"{r.outcome}: {r.reason}")
     if r.refined is not None:
-        changed = "as it is" if r.refined == r.prompt else r.refined
-        console.print(Text.assemble(("refined ", "bold"), changed))
+        say("refined", "as it is" if r.refined == r.prompt else r.refined)
         if r.refined != r.prompt:
-            console.print(
-                Text.assemble(
-                    ("after   ", "bold"),
-                    f"risk {r.after.risk:.2f}, upper {r.after.risk_upper:.2f}; verifier {r.verifier_risk_after:.2f} (was {r.verifier_risk_before:.2f})",
-                )
-            )
-    console.print(Text.assemble(("answer  ", "bold"), reply.text))
+            verifier = f"verifier {r.verifier_risk_after:.2f} (was {r.verifier_risk_before:.2f})"
+            say("after", f"risk {r.after.risk:.2f}, upper {r.after.risk_upper:.2f}; {verifier}")
+    say("answer", reply.text)
 
 
 if __name__ == "__main__":

