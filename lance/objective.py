@@ -42,12 +42,14 @@ class ObjectiveWeights:
 
 
 def concentrations(g: Float[Tensor, "n k1"]) -> Float[Tensor, "n k1"]:
-    """alpha = clip(exp(g) + 0.05, 0.05, 200), in float64; the upper limit is approached smoothly.
+    """alpha_k = 0.05 + c(sum_j exp(g_j)) softmax(g)_k, in float64, where c approaches 199.95 smoothly and is the identity far below it.
 
-    The exponential link makes the gradient of the label term that of a softmax where evidence is plenty.
+    The mean is a softmax with an even floor, so its gradient does not vanish where evidence is plenty; a limit on each alpha_k would slow down the
+    unlearning of what is confidently wrong. Ours.
     """
-    top = math.log(ALPHA_MAX)
-    return (torch.exp(top - torch.nn.functional.softplus(top - g.double())) + ALPHA_MIN).clamp(ALPHA_MIN, ALPHA_MAX)
+    g = g.double()
+    total, top = torch.logsumexp(g, dim=-1, keepdim=True), math.log(ALPHA_MAX - ALPHA_MIN)
+    return (ALPHA_MIN + torch.exp(g - total + top - torch.nn.functional.softplus(top - total))).clamp(ALPHA_MIN, ALPHA_MAX)
 
 
 def dirichlet_prior(k: int, base_rate: float) -> Float[Tensor, " k1"]:

@@ -45,7 +45,8 @@ def embedded_training_set(taxonomy: Taxonomy, encoder: PromptEncoder, *, use_pub
     rows is held out for calibration. Rows that are, or nearly are, prompts of the evaluation files in LANCE_DATA are left out.
     """
     rng = np.random.default_rng(seed)
-    train = augmented(load_corpus("train"), taxonomy, seed)
+    own = load_corpus("train")
+    train = augmented(own, taxonomy, seed) + [p for p in own if not p.benign]  # twice, since their twins and rewrites outnumber them
     validation = augmented(load_corpus("validation"), taxonomy, seed)
     sources = {"embedded corpus, with rewrites and reframings": len(train)}
     if use_public and public.data_folder(required=False) is not None:

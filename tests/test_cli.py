@@ -29,10 +29,10 @@ from lance.taxonomy import BENIGN, Taxonomy
 
 # The contract of the command line, name by name and in order. Scripts rely on it: a change here is a change for every user.
 ASK = (
-    "prompt", "distribution", "categories", "risk", "risk_upper", "vacuity", "gradients", "refined", "outcome", "steps", "risk_after",
-    "verifier_risk_after", "similarity", "answer",
+    "prompt", "distribution", "categories", "risk", "risk_upper", "vacuity", "gradients", "refined", "outcome", "reason", "steps",
+    "risk_after", "verifier_risk_after", "similarity", "answer",
 )  # fmt: skip
-GRADIENT = ("category", "weight", "spans", "text")
+GRADIENT = ("category", "weight", "spans", "text", "completeness_error")
 SPAN = ("text", "start", "end", "attribution", "occlusion")
 SCORE = ("risk", "risk_upper", "vacuity", "top", "top_category", "distribution", "categories")
 REFINE = ("refined", "outcome", "steps", "risk", "risk_after", "verifier_risk_after", "similarity")
