@@ -1,8 +1,8 @@
 """The enhancer beside its plain baselines on public rows that none of them was trained on, over several seeds.
 
-usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--seeds 0 1 2] [--embedded-only] [--models enhancer softmax logistic]
+usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--rows all|embedded|coconot] [--seeds 0 1 2] [--epochs 6] [--models ...]
 
-Training rows are those of `make train` (or, with --embedded-only, the embedded corpus alone). Measured on CoCoNot's evaluation and contrast prompts (six
+Training rows are those of `make train`, or of these the embedded corpus or CoCoNot's alone. Measured on CoCoNot's evaluation and contrast prompts (six
 classes, benign for contrast), on XSTest (AUROC of risk for unsafe prompts), and on ordinary instructions (share flagged at 0.5). One line of JSON per fit.
 """
 
@@ -22,14 +22,15 @@ from lance.encoder import PromptEncoder
 from lance.enhancer import EnhancerConfig, VariationalEnhancer
 from lance.metrics import classification_figures
 from lance.taxonomy import Taxonomy
-from lance.training import embedded_training_set
+from lance.training import TrainingSet, embedded_training_set
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", default=["logistic", "enhancer", "softmax"])
-    parser.add_argument("--embedded-only", action="store_true")
+    parser.add_argument("--rows", choices=("all", "embedded", "coconot"), default="all")
+    parser.add_argument("--epochs", type=int, default=6, help="of the enhancer and of the softmax head")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     if args.threads:
@@ -38,15 +39,19 @@ def main() -> None:
     coconot = public.load_coconot("eval") + public.load_coconot("contrast")
     xstest, ordinary = public.load_xstest(), public.load_instructions()
     for seed in args.seeds:
-        data = embedded_training_set(taxonomy, encoder, use_public=not args.embedded_only, seed=seed)
+        data = embedded_training_set(taxonomy, encoder, use_public=args.rows != "embedded", seed=seed)
+        if args.rows == "coconot":
+            data = TrainingSet(*([p for p in rows if p.source == "coconot"] for rows in (data.train, data.validation)), sources={})
         labels = encode_labels(data.validation, taxonomy)
         for name in args.models:
             start = time.perf_counter()
             if name == "enhancer":
-                model = VariationalEnhancer(taxonomy, encoder, EnhancerConfig.lora(seed=seed)).fit(data.train, data.validation)
+                model = VariationalEnhancer(taxonomy, encoder, EnhancerConfig.lora(seed=seed, epochs=args.epochs)).fit(data.train, data.validation)
                 model.encoder.merge_adapter()
+            elif name == "softmax":
+                model = SoftmaxBaseline(taxonomy, encoder, seed=seed, epochs=args.epochs).fit(data.train)
             else:
-                model = (SoftmaxBaseline if name == "softmax" else LogisticBaseline)(taxonomy, encoder, seed=seed).fit(data.train)
+                model = LogisticBaseline(taxonomy, encoder, seed=seed).fit(data.train)
             seconds = time.perf_counter() - start
             found = {key: model.predict_proba([p.text for p in rows]) for key, rows in (("coconot", coconot), ("xstest", xstest), ("ordinary", ordinary))}
             if name != "enhancer":  # the same calibration for all
