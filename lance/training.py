@@ -21,6 +21,8 @@ from lance.taxonomy import Taxonomy
 from lance.verifier import Verifier
 
 PASS_RATE = 0.98
+REFINED_SHARE, REFRAMED_SHARE = 0.35, 0.15  # of rewrites and of noncompliant prompts, as further rows
+COCONOT_REPEATS = 2  # the corpus has more rows than CoCoNot's samples; so both have a say
 TRAIN_HARMFUL = ("advbench", "catqa", "malicious_instruct")  # jailbreakbench and strongreject stay unseen, for measuring
 
 
@@ -34,8 +36,13 @@ class TrainingSet:
 
 
 def augmented(prompts: Sequence[Prompt], taxonomy: Taxonomy, seed: int = 0) -> list[Prompt]:
-    """Prompts, their rewrites as benign prompts, and reframed prompts (which teach that a reframing cures its own leaf and no other)."""
-    return [*prompts, *refined_prompts(prompts), *reframed_prompts(prompts, taxonomy, share=0.5, seed=seed)]
+    """Prompts, a share of their rewrites as benign prompts, and reframed prompts (which teach that a reframing cures its own leaf and no other).
+
+    Not all of the rewrites: with their twins they would outnumber the noncompliant prompts by far.
+    """
+    refined = refined_prompts(prompts)
+    refined = _some(refined, round(REFINED_SHARE * len(refined)), np.random.default_rng(seed))
+    return [*prompts, *refined, *reframed_prompts(prompts, taxonomy, share=REFRAMED_SHARE, seed=seed)]
 
 
 def embedded_training_set(taxonomy: Taxonomy, encoder: PromptEncoder, *, use_public: bool = True, seed: int = 0) -> TrainingSet:
@@ -45,14 +52,13 @@ def embedded_training_set(taxonomy: Taxonomy, encoder: PromptEncoder, *, use_pub
     rows is held out for calibration. Rows that are, or nearly are, prompts of the evaluation files in LANCE_DATA are left out.
     """
     rng = np.random.default_rng(seed)
-    own = load_corpus("train")
-    train = augmented(own, taxonomy, seed) + [p for p in own if not p.benign]  # twice, since their twins and rewrites outnumber them
+    train = augmented(load_corpus("train"), taxonomy, seed)
     validation = augmented(load_corpus("validation"), taxonomy, seed)
     sources = {"embedded corpus, with rewrites and reframings": len(train)}
     if use_public and public.data_folder(required=False) is not None:
         coconot = public.load_coconot("train") + public.load_coconot("pref")
         harmful = public.load_harmful(TRAIN_HARMFUL)
-        robot = _some(public.load_robot("pos"), 300, rng) + _some(public.load_robot("neg"), 300, rng)
+        robot = _some(public.load_robot("pos"), 200, rng) + _some(public.load_robot("neg"), 200, rng)
         rows = coconot + _some(harmful, 600, rng) + robot
         held_out = (
             public.load_coconot("eval") + public.load_coconot("contrast") + public.load_xstest() + public.load_harmful(("jailbreakbench", "strongreject"))
@@ -63,8 +69,8 @@ def embedded_training_set(taxonomy: Taxonomy, encoder: PromptEncoder, *, use_pub
         held = {p.id for p in _some([p for p in rows if p.source == "coconot"], len(coconot) // 10, rng)}
         validation += [replace(p, split="validation") for p in rows if p.id in held]
         rows = [p for p in rows if p.id not in held]
-        rows += reframed_prompts(rows, taxonomy, share=0.15, seed=seed)
-        train += rows
+        rows += reframed_prompts(rows, taxonomy, share=REFRAMED_SHARE, seed=seed)
+        train += rows + (COCONOT_REPEATS - 1) * [p for p in rows if p.source == "coconot"]
         sources |= {f"{name} (LANCE_DATA)": n for name, n in sorted(Counter(p.source for p in rows).items())}
     return TrainingSet(train, validation, sources)
 
