@@ -11,12 +11,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lance.errors import DataError, LanceError
 from lance.taxonomy import BENIGN, Taxonomy
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
 
 BOM = b"\xef\xbb\xbf"  # some editors put a byte order mark before UTF-8
 SPLITS = ("train", "validation", "test")
@@ -266,6 +270,38 @@ def load_corpus(split: str | None = None) -> list[Prompt]:
     if split is not None and split not in SPLITS:
         raise DataError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     return [p for p in _embedded() if split in (None, p.split)]
+
+
+def select(
+    prompts: Iterable[Prompt], *, leaf: str | None = None, benign: bool | None = None, contrast: bool | None = None, wrapped: bool | None = None
+) -> list[Prompt]:
+    """The prompts that meet every condition given: with that leaf among their labels; benign or not; a contrast twin (benign) or not; wrapped or not."""
+    return [
+        p
+        for p in prompts
+        if (leaf is None or leaf in p.labels)
+        and benign in (None, p.benign)
+        and contrast in (None, p.benign and p.twin is not None)
+        and wrapped in (None, p.wrapper is not None)
+    ]
+
+
+def to_frame(prompts: Iterable[Prompt]) -> "pd.DataFrame":
+    """One row a prompt, one column a field; `labels` and `refined` are lists, `spans` lists of dictionaries."""
+    import pandas as pd
+
+    columns = list(Prompt.__dataclass_fields__)
+    frame = pd.DataFrame([asdict(p) for p in prompts], columns=columns)
+    for name in ("labels", "refined", "spans"):
+        frame[name] = frame[name].map(list)
+    return frame
+
+
+def to_dataset(prompts: Iterable[Prompt]) -> "Dataset":
+    """A `datasets.Dataset` with the columns of `to_frame`; needs the extra `data`."""
+    from datasets import Dataset
+
+    return Dataset.from_pandas(to_frame(prompts), preserve_index=False)
 
 
 def refined_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:

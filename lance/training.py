@@ -70,7 +70,8 @@ def embedded_training_set(taxonomy: Taxonomy, encoder: PromptEncoder, *, use_pub
         validation += [replace(p, split="validation") for p in rows if p.id in held]
         rows = [p for p in rows if p.id not in held]
         rows += reframed_prompts(rows, taxonomy, share=REFRAMED_SHARE, seed=seed)
-        train += rows + (COCONOT_REPEATS - 1) * [p for p in rows if p.source == "coconot"]
+        rows += (COCONOT_REPEATS - 1) * [p for p in rows if p.source == "coconot"]
+        train += rows
         sources |= {f"{name} (LANCE_DATA)": n for name, n in sorted(Counter(p.source for p in rows).items())}
     return TrainingSet(train, validation, sources)
 
@@ -85,7 +86,7 @@ def train(
     pass_rate: float = PASS_RATE,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> Lance:
-    """Fit enhancer and verifier, then set t so that at least `pass_rate` of the benign validation prompts of each source pass.
+    """Fit enhancer and verifier, then set t so that at least `pass_rate` of the benign validation prompts pass.
 
     Raises
     ------
@@ -98,11 +99,7 @@ def train(
             raise DataError(f"the {name} rows need benign and noncompliant prompts; found {len(rows)} rows of one kind only")
     enhancer = VariationalEnhancer(taxonomy, encoder, config).fit(data.train, data.validation, progress=progress)
     verifier = Verifier(seed=config.seed + 1).fit(data.train, data.validation, pass_rate=pass_rate)
-    by_source: dict[str, list[str]] = {}
-    for p in written_benign(data.validation):
-        by_source.setdefault(p.source, []).append(p.text)
-    largest = max(map(len, by_source.values()))
-    threshold = max(fit_threshold(enhancer, texts, pass_rate=pass_rate) for texts in by_source.values() if len(texts) >= min(50, largest))
+    threshold = fit_threshold(enhancer, [p.text for p in written_benign(data.validation)], pass_rate=pass_rate)
     alpha = enhancer.predict_alpha([p.text for p in data.validation])
     vacuity = np.minimum(1, alpha.shape[1] / alpha.sum(1))
     limit = max(0.5, float(np.quantile(vacuity, 0.99)))
