@@ -53,7 +53,7 @@ def test_every_line_of_the_file_is_a_valid_row(taxonomy: Taxonomy, corpus: list[
 
 def test_ids_and_texts_are_unique(corpus: list[Prompt]) -> None:
     assert all(p.id for p in corpus)
-    for kind, values in (("id", [p.id for p in corpus]), ("text", [" ".join(re.findall(r"\w+", p.text.lower())) or p.text for p in corpus])):
+    for kind, values in (("id", [p.id for p in corpus]), ("text", [" ".join(p.text.lower().split()) for p in corpus])):
         assert [v for v, n in Counter(values).items() if n > 1] == [], f"an {kind} is used twice"
 
 

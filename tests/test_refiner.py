@@ -82,25 +82,42 @@ def prompts(corpus: list[Prompt]) -> tuple[str, ...]:
     return (*first.values(), *benign[:: max(1, len(benign) // 8)], *ODD, "  spaced\tout:  how tall is it? \n")
 
 
-@pytest.fixture(scope="module")
-def risks(tiny_pipeline: Lance, prompts: tuple[str, ...]) -> np.ndarray:
-    return np.array([d.risk_upper for d in tiny_pipeline.enhancer.predict(prompts)])
+LAX = RefinerConfig(min_similarity=-1.0, max_rise=1e6)
 
 
 @pytest.fixture(scope="module")
-def run(request: pytest.FixtureRequest, prompts: tuple[str, ...], risks: np.ndarray) -> Run:
-    """Refinements of all prompts: by the shipped pipeline; by a small one with a low threshold; by that with steps so small that it takes several."""
+def ladder(tiny_pipeline: Lance, corpus: list[Prompt]) -> tuple[str, ...]:
+    """Texts whose risk falls from one to the next by more than the least descent."""
+    texts = [p.text for p in corpus if 20 < len(p.text) < 90][::20]
+    levels = log_odds(np.array([d.risk_upper for d in tiny_pipeline.enhancer.predict(texts)]))
+    out: list[str] = []
+    last = math.inf
+    for i in np.argsort(-levels):
+        if levels[i] <= last - 0.3 and well_formed(texts[i], texts[i]):
+            out.append(texts[i])
+            last = float(levels[i])
+    return tuple(out)
+
+
+@pytest.fixture(scope="module")
+def run(request: pytest.FixtureRequest, prompts: tuple[str, ...]) -> Run:
+    """Refinements: of all prompts by the shipped pipeline; of some by a small one with a low threshold and a wide gate; of a ladder, step by step."""
     if request.param == "shipped":
         refiner = request.getfixturevalue("lance_default").refiner
-    else:
+        return Run(refiner, prompts, tuple(refiner.refine(prompts)))
+    tiny, steps = request.getfixturevalue("tiny_pipeline"), request.getfixturevalue("ladder")
+    if request.param == "busy":
         prompts = (*prompts[: -len(ODD) - 1 : 3], *prompts[-len(ODD) - 1 :])
-        tiny = request.getfixturevalue("tiny_pipeline")
-        share, config = {"busy": (0.3, RefinerConfig()), "patient": (0.05, RefinerConfig(min_descent=0.01, min_similarity=0.0, max_rise=0.5))}[request.param]
-        refiner = refiner_of(tiny, threshold=float(np.quantile(risks, share)), config=config)
+        risks = [d.risk_upper for d in tiny.enhancer.predict([p for p in prompts if p not in ODD])]
+        config = RefinerConfig(min_descent=0.01, min_similarity=0.0, max_rise=0.5)
+        refiner = refiner_of(tiny, threshold=float(np.quantile(risks, 0.3)), config=config)
+    else:
+        prompts, (d,) = steps[:6], tiny.enhancer.predict(steps[4:5])
+        refiner = refiner_of(tiny, threshold=d.risk_upper, proposers=[Next(steps)], config=LAX)
     return Run(refiner, prompts, tuple(refiner.refine(prompts)))
 
 
-every_run = pytest.mark.parametrize("run", ["shipped", "busy", "patient"], indirect=True)
+every_run = pytest.mark.parametrize("run", ["shipped", "busy", "ladder"], indirect=True)
 
 
 # ---------------------------------------------------------------------------- laws
@@ -237,29 +254,12 @@ def test_the_laws_were_put_to_the_test(run: Run):
     assert {"unchanged", "refined", "abstained"} < outcomes  # and at least one that is declined or to be clarified
 
 
-@pytest.mark.parametrize("run", ["patient"], indirect=True)
+@pytest.mark.parametrize("run", ["ladder"], indirect=True)
 def test_some_prompts_took_several_steps(run: Run):
     assert max(len(r.steps) for _, r in run) >= 2
 
 
 # ----------------------------------------------------------------------- the gate
-
-
-@pytest.fixture(scope="module")
-def ladder(tiny_pipeline: Lance, corpus: list[Prompt]) -> tuple[str, ...]:
-    """Texts whose risk falls from one to the next by more than the least descent."""
-    texts = [p.text for p in corpus if 20 < len(p.text) < 90][::20]
-    levels = log_odds(np.array([d.risk_upper for d in tiny_pipeline.enhancer.predict(texts)]))
-    out: list[str] = []
-    last = math.inf
-    for i in np.argsort(-levels):
-        if levels[i] <= last - 0.3 and well_formed(texts[i], texts[i]):
-            out.append(texts[i])
-            last = float(levels[i])
-    return tuple(out)
-
-
-LAX = RefinerConfig(min_similarity=-1.0, max_rise=1e6)
 
 
 def test_there_are_four_steps_at_most(tiny_pipeline: Lance, ladder: tuple[str, ...]):
