@@ -41,7 +41,8 @@ def main() -> None:
     for seed in args.seeds:
         data = embedded_training_set(taxonomy, encoder, use_public=args.rows != "embedded", seed=seed)
         if args.rows == "coconot":
-            data = TrainingSet(*([p for p in rows if p.source == "coconot"] for rows in (data.train, data.validation)), sources={})
+            once = [list({p.id: p for p in rows if p.source == "coconot"}.values()) for rows in (data.train, data.validation)]
+            data = TrainingSet(*once, sources={})
         labels = encode_labels(data.validation, taxonomy)
         for name in args.models:
             start = time.perf_counter()

@@ -52,7 +52,7 @@ def ask(
 
     Examples:
 
-        lance ask "How do I get into my neighbour's wifi?"
+        lance ask "What will bitcoin cost in 2030?"
 
         lance ask --json "Who wrote it?" | jq .risk
 
