@@ -26,6 +26,8 @@ from lance.refiner import Refinement, Refiner, RefinerConfig
 from lance.taxonomy import Taxonomy
 from lance.verifier import Verifier
 
+FLUENCY_TEXTS = 1200  # enough for a character model, which is built anew in each process
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -103,7 +105,8 @@ class Lance:
         proposers: list[Proposer] = [ReframeProposer(enhancer.taxonomy), self.exemplars]
         if chat is not None:
             proposers.insert(0, ChatProposer(chat, seed=seed))
-        fluency = CharLM(dict.fromkeys(t for pair in pairs for t in pair)) if pairs else None
+        fluent = list(dict.fromkeys(target for _, target in pairs))
+        fluency = CharLM(fluent[:: 1 + len(fluent) // FLUENCY_TEXTS]) if pairs else None
         self.refiner = Refiner(enhancer, self.builder, proposers, verifier, encoder=enhancer.base, threshold=threshold, fluency=fluency, config=refiner_config)
 
     @property
