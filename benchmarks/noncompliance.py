@@ -19,7 +19,8 @@ from lance.baselines import LogisticBaseline, SoftmaxBaseline
 from lance.calibration import fit_temperature, temper
 from lance.corpus import encode_labels
 from lance.encoder import PromptEncoder
-from lance.enhancer import EnhancerConfig, VariationalEnhancer
+from lance.enhancer import VariationalEnhancer
+from lance.fitting import EnhancerConfig
 from lance.metrics import classification_figures
 from lance.taxonomy import Taxonomy
 from lance.training import TrainingSet, embedded_training_set

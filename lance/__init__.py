@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from lance.corpus import DataWarning, Prompt, Span, load_corpus, read_prompts, write_prompts
     from lance.distribution import RejectionDistribution
     from lance.encoder import PromptEncoder
-    from lance.enhancer import EnhancerConfig, VariationalEnhancer
+    from lance.enhancer import VariationalEnhancer
     from lance.errors import ChatError, DataError, LanceError, ModelError, TaxonomyError
+    from lance.fitting import EnhancerConfig
     from lance.gradients import GradientBuilder, GradientConfig, GradientSpan, MultiWayGradient, TextualGradient
     from lance.objective import ObjectiveWeights
     from lance.pipeline import Analysis, Lance, Reply

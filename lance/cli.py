@@ -161,7 +161,7 @@ def train(
         from lance import training
         from lance.corpus import load_corpus, read_prompts
         from lance.encoder import PromptEncoder
-        from lance.enhancer import EnhancerConfig, hold_out
+        from lance.fitting import EnhancerConfig, hold_out
         from lance.metrics import classification_figures
         from lance.taxonomy import Taxonomy
 

@@ -22,7 +22,7 @@ class ObjectiveWeights:
     """Weights of the terms. All 1 is a composite ELBO; any other weights are a tempered one.
 
     `label` weighs rows with a known candidate set (lambda_S), `binary` those known only as benign or unsafe (lambda_y), `reconstruction` is lambda_x,
-    `kl_d` and `kl_z` are beta_d and beta_z, `anchor` is tau, the precision of b around its anchors.
+    `kl_d` and `kl_z` are beta_d and beta_z, `anchor` is tau, the precision of b around its anchors. `pair` weighs what twins say of each other.
     """
 
     label: float = 1.0
@@ -31,6 +31,7 @@ class ObjectiveWeights:
     kl_d: float = 0.003
     kl_z: float = 0.003
     anchor: float = 0.02
+    pair: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -71,6 +72,16 @@ def label_term(alpha: Float[Tensor, "n k1"], candidates: Bool[Tensor, "n k1"], e
     any_of = torch.digamma((alpha * inside).sum(-1)) - total
     all_of = ((torch.digamma(alpha) - total.unsqueeze(-1)) * inside).sum(-1) / inside.sum(-1)
     return (1 - eta) * any_of + eta * all_of
+
+
+def pair_term(noncompliant: Float[Tensor, "p k1"], benign: Float[Tensor, "p k1"]) -> Float[Tensor, " p"]:
+    """ln sigmoid(logit rho - logit rho'), from the concentrations of the two halves of each pair of twins, with rho = 1 - alpha_0 / A.
+
+    The exact log-likelihood that it is the first of the two that is noncompliant, given that one of them is: independent odds, renormalised. It says what
+    the rows one by one do not: the border runs between these two. Ours; the form is that of Bradley and Terry (Biometrika, 1952).
+    """
+    odds = [torch.logsumexp(torch.log(a[:, 1:]), dim=-1) - torch.log(a[:, 0]) for a in (noncompliant, benign)]
+    return torch.nn.functional.logsigmoid(odds[0] - odds[1])
 
 
 def sample_simplex(alpha: Float[Tensor, "n k1"]) -> Float[Tensor, "n k1"]:

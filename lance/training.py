@@ -11,8 +11,9 @@ import numpy as np
 from lance import public
 from lance.corpus import Prompt, load_corpus, refined_prompts, reframed_prompts
 from lance.encoder import PromptEncoder
-from lance.enhancer import EnhancerConfig, VariationalEnhancer
+from lance.enhancer import VariationalEnhancer
 from lance.errors import DataError
+from lance.fitting import EnhancerConfig
 from lance.pipeline import Lance
 from lance.proposers import ExemplarProposer
 from lance.refiner import fit_threshold

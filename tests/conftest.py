@@ -29,7 +29,7 @@ install_import_hook("lance", "beartype.beartype")
 
 from lance.corpus import Prompt, load_corpus
 from lance.encoder import PromptEncoder
-from lance.enhancer import EnhancerConfig
+from lance.fitting import EnhancerConfig
 from lance.pipeline import Lance
 from lance.taxonomy import Taxonomy
 from lance.training import TrainingSet, augmented, train

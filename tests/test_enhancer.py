@@ -18,8 +18,9 @@ from sklearn.metrics import roc_auc_score
 from lance.calibration import fit_temperature, label_log_likelihood, temper
 from lance.corpus import Labels, Prompt, encode_labels
 from lance.encoder import PromptEncoder
-from lance.enhancer import EnhancerConfig, VariationalEnhancer, hold_out
+from lance.enhancer import VariationalEnhancer
 from lance.errors import DataError, ModelError, TaxonomyError
+from lance.fitting import EnhancerConfig
 from lance.objective import ObjectiveWeights
 from lance.pipeline import Lance
 from lance.taxonomy import Taxonomy
@@ -399,29 +400,3 @@ def test_a_damaged_description_is_a_model_error(lora_folder: Path, tmp_path: Pat
 def test_a_folder_without_a_model_is_a_model_error(tmp_path: Path):
     with pytest.raises(ModelError, match="no model in"):
         VariationalEnhancer.from_pretrained(tmp_path)
-
-
-# ------------------------------------------------------------- configuration
-
-
-@pytest.mark.parametrize(
-    "bad", [{"hidden": 0}, {"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"clip": -1.0}, {"kl_warmup": 1.5}, {"latent_dim": -1}, {"dropout": 1.0}]
-)
-def test_a_bad_setting_is_refused(bad: dict[str, float]):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        EnhancerConfig(**bad)
-
-
-def test_settings_survive_as_plain_data():
-    config = EnhancerConfig.lora(seed=3, weights=ObjectiveWeights(kl_d=0.5))
-    assert EnhancerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_rows_for_calibration_are_those_of_the_split_or_a_tenth(rows: list[Prompt], held: list[Prompt]):
-    assert hold_out(rows, held[:3], 0) == (rows, held[:3])
-    assert hold_out([*rows, *held], None, 0) == (rows, held)
-    train, drawn = hold_out(rows, None, 0)
-    assert len(drawn) == len(rows) // 10
-    assert sorted(p.text for p in [*train, *drawn]) == sorted(p.text for p in rows)
-    assert hold_out(rows, None, 0) == (train, drawn)
-    assert hold_out(rows[:10], None, 0) == (rows[:10], [])

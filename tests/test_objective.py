@@ -20,6 +20,7 @@ from lance.objective import (
     kl_dirichlet,
     kl_normal,
     label_term,
+    pair_term,
     reconstruction_term,
     sample_simplex,
 )
@@ -75,6 +76,17 @@ def test_the_label_term_is_a_log_likelihood_and_bounded_by_jensen(alpha, inside,
     assert value <= 1e-9
     share = sum(alpha[i] for i in inside) / sum(alpha)
     assert float(label_term(a, members(*inside), eta(0))) <= math.log(share) + 1e-9
+
+
+def test_the_pair_term_is_the_likelihood_of_one_out_of_two():
+    """Two independent coins of which exactly one shows noncompliant: by enumeration."""
+    a, b = row(1.0, 2.0, 1.0, 0.5), row(4.0, 0.5, 0.3, 0.2)
+    p, q = (float(1 - x[0, 0] / x.sum()) for x in (a, b))
+    expected = p * (1 - q) / (p * (1 - q) + q * (1 - p))
+    assert pair_term(a, b).exp().item() == pytest.approx(expected)
+    assert pair_term(a, b).exp().item() + pair_term(b, a).exp().item() == pytest.approx(1)
+    assert pair_term(a, a).exp().item() == pytest.approx(0.5)
+    assert pair_term(a[:0], b[:0]).sum().item() == 0
 
 
 @given(st.lists(st.floats(-60, 60), min_size=4, max_size=4), st.sets(st.integers(0, 3), min_size=1), st.sampled_from([0.0, 0.5, 1.0]))

@@ -1,0 +1,248 @@
+"""Fitting a variational label enhancer: its settings, the rows and their batches, and the ascent of the objective."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lance.corpus import Labels, Prompt
+from lance.encoder import PromptEncoder, Window, training_autocast
+from lance.network import EnhancerNetwork
+from lance.objective import ObjectiveWeights, anchor_term, dirichlet_prior, label_term, pair_term
+from lance.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class EnhancerConfig:
+    """Everything that decides how an enhancer is trained.
+
+    `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `lora_rank` 0 leaves the encoder frozen. Twins always share
+    a batch, so that `weights.pair` can rank them. `train_tokens` cuts long prompts, in training only. `kl_warmup` is the share of the steps over which the KL
+    weights rise from 0. Learning rates are AdamW's.
+    """
+
+    weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
+    layers: int = 2
+    hidden: int = 128
+    latent_dim: int = 10
+    dropout: float = 0.1
+    epochs: int = 40
+    batch_size: int = 128
+    lr: float = 2e-3
+    lora_rank: int = 0
+    lora_lr: float = 1e-3
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    kl_warmup: float = 0.25
+    train_tokens: int = 128
+    seeds_per_anchor: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "epochs", "batch_size", "train_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)!r}")
+        for name in ("lr", "lora_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, found {getattr(self, name)!r}")
+        if not 0 <= self.kl_warmup <= 1 or self.latent_dim < 0 or self.lora_rank < 0 or not 0 <= self.dropout < 1:
+            raise ValueError("expected kl_warmup in [0, 1], dropout in [0, 1), latent_dim >= 0 and lora_rank >= 0")
+
+    @classmethod
+    def lora(cls, **changes: Any) -> "EnhancerConfig":
+        """The settings of the shipped weights: a LoRA adapter trained jointly, fewer epochs, smaller batches."""
+        given: dict[str, Any] = {"lora_rank": 16, "layers": 0, "epochs": 4, "batch_size": 32, "lr": 1e-3} | changes
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "EnhancerConfig":
+        return cls(**{**data, "weights": ObjectiveWeights(**data.get("weights", {}))})
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What the optimiser sees: the first window of each prompt, its frozen embedding x (n, D), its label; rows of each pair of twins (noncompliant, benign)."""
+
+    windows: list[Window]
+    x: Tensor
+    labels: Labels
+    pairs: np.ndarray
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], labels: Labels, encoder: PromptEncoder, tokens: int) -> "TrainingRows":
+        windows = _first_windows(encoder, [p.text for p in prompts], tokens)
+        return cls(windows, encoder.embed(windows), labels, twin_pairs(prompts))
+
+
+def twin_pairs(prompts: Sequence[Prompt]) -> np.ndarray:
+    """Indices (p, 2) of the noncompliant and the benign half of each pair of twins among the prompts."""
+    index = {p.id: i for i, p in enumerate(prompts) if p.id}
+    found = [(i, index[p.twin]) for i, p in enumerate(prompts) if p.twin in index and not p.benign and prompts[index[p.twin]].benign]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, config: EnhancerConfig, base_rate: float) -> EnhancerNetwork:
+    """A network whose scales, prior and directions b start from the rows: b_k = e_k, the anchors."""
+    net = EnhancerNetwork(encoder.dim, len(taxonomy), layers=config.layers, hidden=config.hidden, latent_dim=config.latent_dim, dropout=config.dropout)
+    scaled = net.scaled(rows.x)
+    net.centre.copy_(scaled.mean(0))
+    net.spread.copy_(scaled.std(0).clamp_min(1e-3))
+    net.prior.copy_(dirichlet_prior(len(taxonomy), base_rate))
+    net.anchors.copy_(_anchors(rows, taxonomy, encoder, net, config.seeds_per_anchor))
+    with torch.no_grad():
+        net.directions.copy_(net.anchors)
+    return net.to(encoder.device)
+
+
+def _anchors(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, net: EnhancerNetwork, most: int) -> Tensor:
+    """e_k: mean embedding of the leaf's description and of its own seed prompts (where leaves are known), minus the benign mean."""
+    candidates, x = rows.labels.candidates, rows.x
+    described = encoder.encode([leaf.anchor for leaf in taxonomy.leaves])
+    benign = net.scaled(x[torch.from_numpy(candidates[:, 0])]).mean(0)
+    single = candidates.sum(1) == 1
+    out = []
+    for k in range(1, len(taxonomy) + 1):
+        seeds = np.flatnonzero(single & candidates[:, k])[:most]
+        out.append(net.scaled(torch.cat([described[k - 1 : k], x[torch.from_numpy(seeds)]])).mean(0) - benign)
+    return torch.stack(out)
+
+
+class Fitting:
+    """One ascent of the objective, by AdamW with a warm-up and a linear decay.
+
+    `encoder` is the one whose embedding q(d | x) reads: with a LoRA adapter it is trained along, without one the frozen embeddings of `rows` are read.
+    """
+
+    def __init__(self, network: EnhancerNetwork, encoder: PromptEncoder, rows: TrainingRows, config: EnhancerConfig) -> None:
+        self.network, self.encoder, self.rows, self.config = network, encoder, rows, config
+        self.device = encoder.device
+        self.benign_twin = {int(a): int(b) for a, b in rows.pairs}
+        w = config.weights
+        self.candidates = torch.from_numpy(rows.labels.candidates)
+        self.eta = torch.from_numpy(rows.labels.eta)
+        self.weight = torch.where(torch.from_numpy(rows.labels.known), w.label, w.binary).double()
+
+    def run(self, rng: np.random.Generator, progress: Callable[[dict[str, float]], None] | None = None) -> list[dict[str, float]]:
+        """Ascend for the epochs configured; one record an epoch: the means of the terms over the rows, and signs of collapse."""
+        cfg, net = self.config, self.network
+        groups: list[dict[str, Any]] = [{"params": list(net.parameters()), "lr": cfg.lr}]
+        if cfg.lora_rank:
+            groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": cfg.lora_lr})
+        optimiser = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay)
+        batches = [list(self.batches(rng)) for _ in range(cfg.epochs)]
+        steps = sum(map(len, batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
+        history: list[dict[str, float]] = []
+        step = 0
+        for epoch in range(cfg.epochs):
+            net.train()
+            self.encoder.model.train(cfg.lora_rank > 0)
+            sums: dict[str, float] = {}
+            for index in batches[epoch]:
+                ramp = min(1.0, (step + 1) / (cfg.kl_warmup * steps)) if cfg.kl_warmup else 1.0
+                objective, record = self.objective(index, ramp)
+                optimiser.zero_grad()
+                (-objective).backward()  # type: ignore[no-untyped-call]
+                for group in groups:
+                    nn.utils.clip_grad_norm_(group["params"], cfg.clip)
+                optimiser.step()
+                schedule.step()
+                step += 1
+                for key, value in record.items():
+                    sums[key] = sums.get(key, 0.0) + float(value.detach()) * len(index)
+            net.eval()
+            self.encoder.model.eval()
+            history.append({"epoch": epoch + 1.0, **{k: v / len(self.rows.x) for k, v in sums.items()}, **self.collapse()})
+            if progress:
+                progress(history[-1])
+        if cfg.lora_rank:
+            self.encoder.model.requires_grad_(False)
+        return history
+
+    def objective(self, index: Sequence[int], ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of a batch, a scalar, and its terms; `ramp` in [0, 1] scales the KL weights."""
+        w, net, rows = self.config.weights, self.network, torch.as_tensor(index)
+        alpha = net.alpha(self.posterior_input(index))
+        terms = net.terms(alpha, net.scaled(self.rows.x[rows].to(self.device)))
+        label = label_term(alpha, self.candidates[rows].to(self.device), self.eta[rows].to(self.device))
+        means = {"label": label.mean(), "concentration": alpha.sum(-1).mean()} | {k: v.mean() for k, v in terms.items()}
+        objective = (self.weight[rows].to(self.device) * label).mean() + w.reconstruction * means["reconstruction"]
+        objective = objective - ramp * (w.kl_d * means["kl_d"] + w.kl_z * means["kl_z"]) - w.anchor * anchor_term(net.directions, net.anchors)
+        noncompliant, benign = self._pairs_in(index)
+        means["pair"] = pair_term(alpha[noncompliant], alpha[benign]).sum() / len(index)
+        objective = objective + w.pair * means["pair"]
+        return objective, {"objective": objective} | means
+
+    def _pairs_in(self, index: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Positions in a batch of the halves of the twins that are both in it."""
+        at = {row: position for position, row in enumerate(index)}
+        found = [(at[a], at[self.benign_twin[a]]) for a in index if self.benign_twin.get(a) in at]
+        return [a for a, _ in found], [b for _, b in found]
+
+    def batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        """Shuffled batches in which twins stay together; with a LoRA adapter, of similar length, which saves padding."""
+        size, windows = self.config.batch_size, self.rows.windows
+        paired = {int(i) for i in self.rows.pairs.ravel()}
+        units = [[int(a), int(b)] for a, b in self.rows.pairs] + [[i] for i in range(len(windows)) if i not in paired]
+        order = [units[i] for i in rng.permutation(len(units))]
+        if self.config.lora_rank:
+            chunks = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+            order = [u for chunk in chunks for u in sorted(chunk, key=lambda u: max(len(windows[i].ids) for i in u))]
+        found: list[list[int]] = [[]]
+        for unit in order:
+            if found[-1] and len(found[-1]) + len(unit) > size:
+                found.append([])
+            found[-1] += unit
+        for i in rng.permutation(len(found)):
+            yield found[i]
+
+    def posterior_input(self, index: Sequence[int]) -> Tensor:
+        """The embeddings that q(d | x) reads for these rows, (b, D)."""
+        if not self.config.lora_rank:
+            return self.rows.x[torch.as_tensor(index)].to(self.device)
+        with training_autocast(self.device):
+            embedding = self.encoder.forward(*self.encoder.collate([self.rows.windows[i] for i in index]))
+        return embedding.float()
+
+    @torch.no_grad()
+    def collapse(self, most: int = 512) -> dict[str, float]:
+        """Signs of collapse on the first rows: units of z that move, distance of b from the anchors, spread of the posterior means."""
+        net, x = self.network, self.rows.x
+        n = min(most, len(x))
+        target = net.scaled(x[:n].to(self.device))
+        alpha = torch.cat([net.alpha(self.posterior_input(range(i, min(i + 128, n)))) for i in range(0, n, 128)])
+        d_bar = alpha / alpha.sum(-1, keepdim=True)
+        mu, _ = net.posterior_z(target, d_bar)
+        return {
+            "active_units": float((mu.var(0) > 0.01).sum()) if net.latent_dim else 0.0,
+            "anchor_distance": float((net.directions - net.anchors).norm(dim=-1).mean()),
+            "mean_spread": float(d_bar.std(0).mean()),
+        }
+
+
+def _first_windows(encoder: PromptEncoder, texts: Sequence[str], tokens: int) -> list[Window]:
+    """The beginning of each prompt, cut to a number of tokens; its last token, a special one, stays."""
+    seen: dict[int, Window] = {}
+    for w in encoder.windows(texts):
+        cut = len(w.ids) > tokens
+        seen.setdefault(w.owner, Window(w.owner, (*w.ids[: tokens - 1], w.ids[-1]), (*w.offsets[: tokens - 1], w.offsets[-1])) if cut else w)
+    return [seen[i] for i in range(len(texts))]
+
+
+def hold_out(prompts: Sequence[Prompt], validation: Sequence[Prompt] | None, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    if validation is not None:
+        return list(prompts), list(validation)
+    held = [p for p in prompts if p.split == "validation"]
+    if held:
+        return [p for p in prompts if p.split != "validation"], held
+    if len(prompts) < 20:
+        return list(prompts), []
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    cut = len(prompts) // 10
+    return [prompts[i] for i in order[cut:]], [prompts[i] for i in order[:cut]]
