@@ -9,7 +9,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 
 from lance.corpus import DataWarning, Prompt, read_rows
 from lance.errors import DataError
-from lance.taxonomy import Taxonomy
 
 COCONOT_CATEGORIES = {
     "Incomplete requests": "incomplete",
@@ -80,18 +79,18 @@ def data_folder(required: bool = True) -> Path | None:
     return None
 
 
-def _under(folder: str | Path | None, name: str) -> Path:
+def under(folder: str | Path | None, name: str) -> Path:
     path = (Path(folder) if folder is not None else data_folder() or Path()) / name
     if not path.exists():
         raise DataError(f"{str(path)!r} is missing; LANCE_DATA (or `folder`) must hold {name}")
     return path
 
 
-def _not(path: Path, expected: str, found: object) -> DataError:
+def other_format(path: Path, expected: str, found: object) -> DataError:
     return DataError(f"{str(path)!r} is not of the format of this data set: expected {expected}, found {found}; restore the original file")
 
 
-def _rows(path: Path, *texts: str) -> list[dict[str, Any]]:
+def jsonl_rows(path: Path, *texts: str) -> list[dict[str, Any]]:
     """Rows of a JSONL file that have these text fields; others are reported and left out."""
     out = []
     for number, row in read_rows(path):
@@ -100,7 +99,7 @@ def _rows(path: Path, *texts: str) -> list[dict[str, Any]]:
         else:
             out.append(row)
     if texts and not out:
-        raise _not(path, f"rows with the texts {', '.join(texts)}", "none")
+        raise other_format(path, f"rows with the texts {', '.join(texts)}", "none")
     return out
 
 
@@ -108,19 +107,19 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")  # line breaks inside a quoted field stay as they are
     except UnicodeDecodeError as error:
-        raise _not(path, "UTF-8", f"byte {error.object[error.start]:#x} at {error.start}") from error
+        raise other_format(path, "UTF-8", f"byte {error.object[error.start]:#x} at {error.start}") from error
 
 
-def _csv(path: Path, *columns: str) -> list[dict[str, str]]:
+def csv_rows(path: Path, *columns: str) -> list[dict[str, str]]:
     """Rows of a CSV file that must have these columns."""
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), restval="")
     found = reader.fieldnames or ()
     if not set(columns) <= set(found):
-        raise _not(path, f"the columns {', '.join(columns)}", ", ".join(found) or "none")
+        raise other_format(path, f"the columns {', '.join(columns)}", ", ".join(found) or "none")
     return list(reader)
 
 
-def _hub(repo: str, name: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
+def hub_rows(repo: str, name: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
     """Rows of a hub data set; `revision` pins it."""
     import datasets
 
@@ -147,9 +146,9 @@ def load_coconot(part: str, folder: str | Path | None = None, *, hub: str | None
         raise DataError(f"unknown part {part!r} of CoCoNot; expected one of {', '.join(files)}")
     if hub:
         name, split = {"train": ("original", "train"), "pref": ("pref", "train"), "eval": ("original", "test"), "contrast": ("contrast", "test")}[part]
-        rows = [r for i, r in enumerate(_hub(hub, name, split, revision)) if not (part == "train" and i == COCONOT_TRAIN_LEAK)]
+        rows = [r for i, r in enumerate(hub_rows(hub, name, split, revision)) if not (part == "train" and i == COCONOT_TRAIN_LEAK)]
     else:
-        rows = _rows(_under(folder, f"coconot/{files[part]}.jsonl"), "prompt")
+        rows = jsonl_rows(under(folder, f"coconot/{files[part]}.jsonl"), "prompt")
     benign = part in ("pref", "contrast")
     out = []
     for i, r in enumerate(rows):
@@ -172,13 +171,19 @@ def coconot_label(category: str, subcategory: str) -> str:
     return COCONOT_CATEGORIES[category]
 
 
-def load_xstest(folder: str | Path | None = None) -> list[Prompt]:
-    """XSTest prompts (arXiv 2308.01263): unsafe ones are candidates for every safety leaf; `note` holds the type."""
-    path = _under(folder, "xstest/prompts_dev.jsonl")
-    return [
-        Prompt(text=r["prompt"], labels=("safety",) if r["label"] == "unsafe" else (), id=f"xstest-{r['id']}", source="xstest", note=str(r.get("type", "")))
-        for r in _rows(path, "id", "prompt", "label")
-    ]
+def load_xstest(folder: str | Path | None = None, *, hub: str | None = None, revision: str | None = None) -> list[Prompt]:
+    """XSTest prompts (arXiv 2308.01263): unsafe ones are candidates for every safety leaf; `note` holds the type.
+
+    From `folder` (LANCE_DATA by default), or from a copy on the hub that has the columns `prompt`, `type` and `label` in a split `test`.
+    """
+    rows = hub_rows(hub, None, "test", revision) if hub else jsonl_rows(under(folder, "xstest/prompts_dev.jsonl"), "id", "prompt", "label")
+    out = []
+    for i, r in enumerate(rows):
+        if r.get("label") not in ("safe", "unsafe") or not isinstance(r.get("prompt"), str):
+            raise DataError(f"row {i} is not of XSTest's format: expected `prompt` and the label 'safe' or 'unsafe', found the label {r.get('label')!r}")
+        labels = ("safety",) if r["label"] == "unsafe" else ()
+        out.append(Prompt(text=r["prompt"], labels=labels, id=f"xstest-{r.get('id', i)}", source="xstest", note=str(r.get("type", ""))))
+    return out
 
 
 def load_harmful(names: Iterable[str] = HARMFUL_SETS, folder: str | Path | None = None) -> list[Prompt]:
@@ -195,11 +200,11 @@ def load_harmful(names: Iterable[str] = HARMFUL_SETS, folder: str | Path | None 
 
 def _harmful(name: str, folder: str | Path | None) -> list[tuple[str, str]]:
     if name == "catqa":
-        return [(q, CATQA_LEAVES.get(c, "safety")) for c, q in _catqa(_under(folder, "harmful/catqa_english.json"))]
+        return [(q, CATQA_LEAVES.get(c, "safety")) for c, q in _catqa(under(folder, "harmful/catqa_english.json"))]
     if name == "malicious_instruct":
-        return [(line, "safety") for line in _text(_under(folder, "harmful/malicious_instruct.txt")).splitlines()]
+        return [(line, "safety") for line in _text(under(folder, "harmful/malicious_instruct.txt")).splitlines()]
     column = {"advbench": "goal", "jailbreakbench": "Goal", "strongreject": "forbidden_prompt"}[name]
-    return [(row[column], "safety") for row in _csv(_under(folder, f"harmful/{name}.csv"), column)]
+    return [(row[column], "safety") for row in csv_rows(under(folder, f"harmful/{name}.csv"), column)]
 
 
 def _catqa(path: Path) -> list[tuple[str, str]]:
@@ -208,7 +213,7 @@ def _catqa(path: Path) -> list[tuple[str, str]]:
         data = json.loads(_text(path))
         return [(category, q.strip()) for category, below in data.items() for questions in below.values() for q in questions]
     except (ValueError, AttributeError, TypeError) as error:
-        raise _not(path, "questions by category and subcategory", error) from error
+        raise other_format(path, "questions by category and subcategory", error) from error
 
 
 def load_robot(part: str, folder: str | Path | None = None) -> list[Prompt]:
@@ -216,42 +221,14 @@ def load_robot(part: str, folder: str | Path | None = None) -> list[Prompt]:
     if part not in ("pos", "neg"):
         raise DataError(f"unknown part {part!r} of R-U-A-Robot; expected 'pos' or 'neg' (the ambiguous rows have no label)")
     labels = ("personal_inquiry",) if part == "pos" else ()
-    rows = _csv(_under(folder, f"r_u_a_robot/{part}.train.csv"), "guid", "text")
+    rows = csv_rows(under(folder, f"r_u_a_robot/{part}.train.csv"), "guid", "text")
     return [Prompt(text=r["text"], labels=labels, id=f"robot-{r['guid']}", source="r_u_a_robot") for r in rows if r["text"].strip()]
 
 
 def load_instructions(folder: str | Path | None = None) -> list[Prompt]:
     """Ordinary instructions, for counting false alarms. Their licence allows measuring only: they never enter training."""
-    rows = _rows(_under(folder, "benign/instructions.jsonl"), "prompt")
+    rows = jsonl_rows(under(folder, "benign/instructions.jsonl"), "prompt")
     return [Prompt(text=r["prompt"], id=f"instruction-{i}", source="instructions") for i, r in enumerate(rows)]
-
-
-def load_beavertails(
-    path: str | Path | None = None, *, binary: bool = False, hub: str = "PKU-Alignment/BeaverTails", split: str = "30k_test", revision: str | None = None
-) -> list[Prompt]:
-    """BeaverTails (arXiv 2307.04657), labelled in the built-in `beavertails` taxonomy, from a JSONL file or the hub.
-
-    The labels belong to question and answer pairs; a prompt is given every harm that any of its answers was given (all of them apply), or, with `binary`,
-    only `unsafe`. Prompts whose answers were all safe are benign.
-    """
-    rows = _rows(Path(path)) if path is not None else _hub(hub, None, split, revision)
-    taxonomy = Taxonomy.builtin("beavertails")
-    harms: dict[str, set[str]] = {}
-    for n, r in enumerate(rows):
-        try:
-            harms.setdefault(r["prompt"], set()).update(beavertails_key(k) for k, on in r["category"].items() if on)
-        except (KeyError, AttributeError) as error:
-            raise DataError(f"row {n} is not of BeaverTails' format (prompt, category -> bool): {error}") from error
-    order: Callable[[str], int] = taxonomy.index
-    return [
-        Prompt(text=text, labels=(("unsafe",) if binary else tuple(sorted(keys, key=order))) if keys else (), id=f"beavertails-{i}", source="beavertails")
-        for i, (text, keys) in enumerate(harms.items())
-    ]
-
-
-def beavertails_key(name: str) -> str:
-    """Key in the built-in taxonomy of a BeaverTails category name: its first word group, as in `violence,aiding_and_abetting,incitement` -> `violence`."""
-    return name.split(",")[0].strip().replace("-", "_")
 
 
 def load_ldl(name: str, folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -260,9 +237,9 @@ def load_ldl(name: str, folder: str | Path | None = None) -> tuple[np.ndarray, n
 
     if name not in LDL_SETS:
         raise DataError(f"unknown label-distribution set {name!r}; expected one of {', '.join(LDL_SETS)}")
-    path = _under(folder, f"ldl/{name}.mat")
+    path = under(folder, f"ldl/{name}.mat")
     try:
         data = loadmat(path)
         return np.asarray(data["features"], dtype=np.float64), np.asarray(data["labels"], dtype=np.float64)
     except Exception as error:  # scipy's reader raises what it runs into
-        raise _not(path, "a MATLAB file with `features` and `labels`", repr(error)) from error
+        raise other_format(path, "a MATLAB file with `features` and `labels`", repr(error)) from error

@@ -149,6 +149,12 @@ def test_xstest(folder: Path) -> None:
     assert (unsafe.labels, unsafe.id) == (("safety",), "xstest-2")
 
 
+def test_a_row_of_xstest_without_a_known_label_is_named(folder: Path) -> None:
+    write_jsonl(folder / "xstest/prompts_dev.jsonl", [{"id": "1", "prompt": "x", "label": "safe"}, {"id": "2", "prompt": "y", "label": "harmless"}])
+    with pytest.raises(DataError, match="row 1 .*'harmless'"):
+        public.load_xstest(folder)
+
+
 def test_harmful_sets(folder: Path) -> None:
     found = public.load_harmful(folder=folder)
     assert {p.source for p in found} == set(public.HARMFUL_SETS)
@@ -172,41 +178,6 @@ def test_robot_and_instructions(folder: Path) -> None:
     with pytest.raises(DataError, match=r"'amb'.*ambiguous"):
         public.load_robot("amb", folder)
     assert [(p.text, p.benign) for p in public.load_instructions(folder)] == [("Name three rivers.", True), ("Sort these: b, a.", True)]
-
-
-def beavertails_rows() -> list[dict[str, Any]]:
-    def row(prompt: str, *harms: str) -> dict[str, Any]:
-        names = ("animal_abuse", "financial_crime,property_crime,theft", "violence,aiding_and_abetting,incitement", "non_violent_unethical_behavior")
-        return {"prompt": prompt, "response": "…", "category": {n: n in harms for n in names}, "is_safe": not harms}
-
-    return [
-        row("first", "violence,aiding_and_abetting,incitement"),
-        row("second"),
-        row("first", "animal_abuse"),
-        row("first"),
-        row("third", "non_violent_unethical_behavior"),
-    ]
-
-
-def test_beavertails_joins_the_answers_of_a_prompt(tmp_path: Path) -> None:
-    path = tmp_path / "bt.jsonl"
-    write_jsonl(path, beavertails_rows())
-    assert [(p.text, p.labels) for p in public.load_beavertails(path)] == [
-        ("first", ("animal_abuse", "violence")),
-        ("second", ()),
-        ("third", ("non_violent_unethical_behavior",)),
-    ]
-    binary = public.load_beavertails(path, binary=True)
-    assert [p.labels for p in binary] == [("unsafe",), (), ("unsafe",)]
-    encode_labels(binary + public.load_beavertails(path), Taxonomy.builtin("beavertails"))
-
-
-def test_beavertails_of_another_format_is_a_data_error(tmp_path: Path) -> None:
-    path = tmp_path / "bt.jsonl"
-    for row in ({"prompt": "x"}, {"prompt": "x", "category": "violence"}, {"text": "x", "category": {}}):
-        write_jsonl(path, [row])
-        with pytest.raises(DataError, match="row 0 is not of BeaverTails' format"):
-            public.load_beavertails(path)
 
 
 def test_label_distributions(tmp_path: Path) -> None:
@@ -276,6 +247,14 @@ def test_coconot_from_the_hub_leaves_out_the_leaked_row(hub_copy: str) -> None:
     assert [p.benign for p in public.load_coconot("contrast", hub=hub_copy)] == [True, True]
 
 
+def test_xstest_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": "calm", "type": "homonyms", "label": "safe"}, {"prompt": "not calm", "type": "contrast_homonyms", "label": "unsafe"}]
+    write_jsonl(tmp_path / "xstest-copy/test.jsonl", rows)
+    assert summary(public.load_xstest(hub=str(tmp_path / "xstest-copy"))) == [("xstest-0", ()), ("xstest-1", ("safety",))]
+
+
 def test_what_cannot_be_had_from_the_hub_is_an_error_with_advice(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="the extra `data` is not installed")
     with pytest.raises(DataError, match=r"cannot load '.*no-such-copy' \(original, train\).*check the connection, or give a local folder"):
@@ -308,11 +287,6 @@ def test_tables_lead_to_keys_of_the_taxonomy(taxonomy: Taxonomy) -> None:
 def test_labels_of_coconot(taxonomy: Taxonomy, category: str, subcategory: str, label: str) -> None:
     assert public.coconot_label(category, subcategory) == label
     assert set(taxonomy.leaves_of(label)) <= set(taxonomy.leaves_of(public.COCONOT_CATEGORIES[category])), "a leaf lies in its own category"
-
-
-def test_keys_of_beavertails_names() -> None:
-    assert public.beavertails_key("violence,aiding_and_abetting,incitement") == "violence"
-    assert public.beavertails_key("non-violent_unethical_behavior") == "non_violent_unethical_behavior"
 
 
 # ------------------------------------------------------------------- the real files
