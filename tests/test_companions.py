@@ -9,7 +9,7 @@ from lance.companions import agreement, load_annotations, load_answers, load_dec
 from lance.corpus import Prompt, refined_prompts
 from lance.taxonomy import Taxonomy
 
-REFUSING = re.compile(r"^((i'?m )?sorry(,| but)|i can('?t|not)|i won'?t|as an ai|unfortunately|i am unable)", re.IGNORECASE)
+REFUSING = re.compile(r"^(i'?m sorry|sorry|i can('?t|not)|i won'?t|as an ai|unfortunately|i am unable)", re.IGNORECASE)
 
 
 def test_every_prompt_with_several_leaves_has_three_passes_and_their_mean(corpus: list[Prompt], taxonomy: Taxonomy) -> None:

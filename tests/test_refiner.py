@@ -101,15 +101,15 @@ def ladder(tiny_pipeline: Lance, corpus: list[Prompt]) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def run(request: pytest.FixtureRequest, prompts: tuple[str, ...]) -> Run:
-    """Refinements: of all prompts by the shipped pipeline; of some by a small one with a low threshold and a wide gate; of a ladder, step by step."""
+    """Refinements of all prompts by the shipped pipeline; of some by a small one with a low threshold, the gate as shipped (busy) or wide; of a ladder."""
     if request.param == "shipped":
         refiner = request.getfixturevalue("lance_default").refiner
         return Run(refiner, prompts, tuple(refiner.refine(prompts)))
     tiny, steps = request.getfixturevalue("tiny_pipeline"), request.getfixturevalue("ladder")
-    if request.param == "busy":
+    if request.param in ("busy", "wide"):
         prompts = (*prompts[: -len(ODD) - 1 : 3], *prompts[-len(ODD) - 1 :])
         risks = [d.risk_upper for d in tiny.enhancer.predict([p for p in prompts if p not in ODD])]
-        config = RefinerConfig(min_descent=0.01, min_similarity=0.0, max_rise=0.5)
+        config = RefinerConfig() if request.param == "busy" else RefinerConfig(min_descent=0.01, min_similarity=0.0, max_rise=0.5)
         refiner = refiner_of(tiny, threshold=float(np.quantile(risks, 0.3)), config=config)
     else:
         prompts, (d,) = steps[:6], tiny.enhancer.predict(steps[4:5])
@@ -117,7 +117,7 @@ def run(request: pytest.FixtureRequest, prompts: tuple[str, ...]) -> Run:
     return Run(refiner, prompts, tuple(refiner.refine(prompts)))
 
 
-every_run = pytest.mark.parametrize("run", ["shipped", "busy", "ladder"], indirect=True)
+every_run = pytest.mark.parametrize("run", ["shipped", "busy", "wide", "ladder"], indirect=True)
 
 
 # ---------------------------------------------------------------------------- laws
@@ -248,7 +248,11 @@ def test_a_refinement_is_plain_data_and_reads_in_one_line(run: Run):
         assert "\n" not in repr(r)
 
 
-@pytest.mark.parametrize(("run", "expected"), [("busy", {"unchanged", "refined", "abstained"}), ("ladder", {"unchanged", "declined"})], indirect=["run"])
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [("busy", {"unchanged", "declined", "abstained"}), ("wide", {"unchanged", "refined", "abstained"}), ("ladder", {"unchanged", "declined"})],
+    indirect=["run"],
+)
 def test_the_laws_were_put_to_the_test(run: Run, expected: set[str]):
     assert expected <= {r.outcome for _, r in run}
 
