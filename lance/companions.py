@@ -53,6 +53,24 @@ def agreement(annotations: Mapping[str, tuple[Mapping[str, float], ...]], taxono
     return {"distance": distance, "chance": chance, "alpha": 1 - distance / chance, "same_top": float((top == top[:, :1]).all(1).mean())}
 
 
+def disagreement(annotations: Mapping[str, tuple[Mapping[str, float], ...]], taxonomy: Taxonomy) -> np.ndarray:
+    """Between which coordinates the passes move mass: symmetric (K + 1, K + 1), zero on the diagonal; its upper triangle adds up to the mean distance.
+
+    From pass p to pass q of one prompt, what p has more of some coordinates goes to those of which q has more, in proportion; averaged over pairs of passes.
+    """
+    moved = np.zeros((len(taxonomy) + 1, len(taxonomy) + 1))
+    count = 0
+    for passes in annotations.values():
+        table = np.array([[p.get(k, 0.0) for k in taxonomy.keys] for p in passes])
+        for a in range(len(table)):
+            for b in range(a):
+                more, less = np.maximum(table[a] - table[b], 0), np.maximum(table[b] - table[a], 0)
+                count += 1
+                if more.sum() > 0:
+                    moved += np.outer(more, less) / more.sum()
+    return (moved + moved.T) / max(count, 1)
+
+
 def corpus_file(name: str) -> str:
     """Path of a file of the embedded corpus: `prompts.jsonl`, `annotations.jsonl`, `answers.jsonl`, `declines.jsonl`, …"""
     return str(importlib.resources.files("lance") / "data" / "corpus" / name)

@@ -3,9 +3,10 @@
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from lance.companions import agreement, load_annotations, load_answers, load_declines
+from lance.companions import agreement, disagreement, load_annotations, load_answers, load_declines
 from lance.corpus import Prompt, refined_prompts
 from lance.taxonomy import Taxonomy
 
@@ -35,6 +36,16 @@ def test_agreement_of_copies_is_one_and_of_strangers_about_zero(taxonomy: Taxono
     assert agreement(copies, taxonomy) == pytest.approx({"distance": 0.0, "chance": 1.0, "alpha": 1.0, "same_top": 1.0})
     strangers = {f"p{i}": tuple({keys[1 + (i * step + step) % 10]: 1.0} for step in (1, 3, 7)) for i in range(10)}
     assert abs(agreement(strangers, taxonomy)["alpha"]) < 0.15
+
+
+def test_disagreement_says_between_which_leaves_mass_moves(taxonomy: Taxonomy) -> None:
+    a, b, c = taxonomy.keys[1:4]
+    found = disagreement({"p": ({a: 1.0}, {a: 0.6, b: 0.3, c: 0.1})}, taxonomy)
+    assert found[1, 2] == found[2, 1] == pytest.approx(0.3)
+    assert found[1, 3] == pytest.approx(0.1)
+    assert found[2, 3] == 0
+    annotations = load_annotations()
+    assert np.triu(disagreement(annotations, taxonomy)).sum() == pytest.approx(agreement(annotations, taxonomy)["distance"])
 
 
 def test_the_annotators_agree_far_beyond_chance(taxonomy: Taxonomy) -> None:

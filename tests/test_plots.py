@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PathCollection, QuadMesh
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
 from scipy.stats import dirichlet
@@ -71,6 +71,11 @@ def figures_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["category", "source", "value", "low", "high"])
 
 
+def curve_frame() -> pd.DataFrame:
+    rows = [("a", 10, 0, 0.5), ("a", 10, 1, 0.7), ("a", 100, 0, 0.8), ("b", 10, 0, 0.4), ("b", 100, 0, 0.6), ("b", 100, 1, 0.9)]
+    return pd.DataFrame(rows, columns=["model", "rows", "seed", "auroc"])
+
+
 # ------------------------------------------------------------------- every figure
 
 
@@ -84,11 +89,13 @@ def every_figure(taxonomy: Taxonomy, prompts: list[Prompt], distribution: Reject
         "leaf_counts": lambda **k: plots.leaf_counts(prompts, taxonomy, **k),
         "prompt_lengths": lambda **k: plots.prompt_lengths(prompts, taxonomy, **k),
         "cooccurrence": lambda **k: plots.cooccurrence(prompts, taxonomy, **k),
+        "disagreement_map": lambda **k: plots.disagreement_map(np.full((len(taxonomy) + 1,) * 2, 0.01), taxonomy, **k),
         "twin_map": lambda **k: plots.twin_map(np.eye(6)[:, :2], prompts, taxonomy, **k),
         "measure_by_category": lambda **k: plots.measure_by_category(figures_frame(), taxonomy, label="a measure", **k),
         "opening_shares": lambda **k: plots.opening_shares(figures_frame(), taxonomy, **k),
         "compliance_rates": lambda **k: plots.compliance_rates(rates, taxonomy, **k),
         "training_curves": lambda **k: plots.training_curves(history, **k),
+        "learning_curve": lambda **k: plots.learning_curve(curve_frame(), measure="auroc", label="AUROC", **k),
         "reliability_diagram": lambda **k: plots.reliability_diagram(conf, conf > 0.5, **k),
         "risk_histogram": lambda **k: plots.risk_histogram([0.1, 0.9], ["benign", "privacy"], taxonomy, **k),
     }
@@ -108,7 +115,9 @@ def test_every_figure_draws_on_the_axes_it_is_given_and_leaves_settings_alone(ta
 
 
 def test_every_drawing_function_is_covered_and_takes_ax(taxonomy, prompts, distribution):
-    drawing = {n for n, f in inspect.getmembers(plots, inspect.isfunction) if f.__module__ == plots.__name__ and "ax" in inspect.signature(f).parameters}
+    drawing = {
+        n for n, f in inspect.getmembers(plots, inspect.isfunction) if f.__module__.startswith(plots.__name__) and "ax" in inspect.signature(f).parameters
+    }
     public = {n for n in drawing if not n.startswith("_")}
     assert public == set(every_figure(taxonomy, prompts, distribution))
     assert all(inspect.signature(getattr(plots, n)).parameters["ax"].default is None for n in public)
@@ -257,6 +266,38 @@ def test_cooccurrence_counts_pairs_once(taxonomy, prompts, level, expected):
     columns, rows = [t.get_text() for t in ax.get_xticklabels()], tick_names(ax)
     found = {(columns[j], rows[i]): float(values[i, j]) for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True)}
     assert found == expected
+
+
+def test_the_disagreement_map_shows_percentage_points_and_leaves_small_shares_out(taxonomy):
+    moved = np.zeros((len(taxonomy) + 1,) * 2)
+    moved[0, 2] = moved[2, 0] = 0.012
+    moved[1, 2] = moved[2, 1] = 0.0002
+    ax = plots.disagreement_map(moved, taxonomy)
+    values = next(c for c in ax.collections if isinstance(c, QuadMesh)).get_array()
+    (found,) = zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True)
+    columns, rows = [t.get_text() for t in ax.get_xticklabels()], tick_names(ax)
+    assert (columns[found[1]], rows[found[0]]) == ("Benign", taxonomy[taxonomy.keys[2]].name)
+    assert values[found] == pytest.approx(1.2)
+
+
+def test_twin_map_names_leaves_where_their_prompts_lie(taxonomy, prompts):
+    points = np.arange(12.0).reshape(6, 2)
+    assert not plots.twin_map(points, prompts, taxonomy).texts
+    named = {t.get_text(): t.xy for t in plots.twin_map(points, prompts, taxonomy, names=True).texts}
+    first = [p.labels[0] for p in prompts if p.labels]
+    assert set(named) == {taxonomy[k].name for k in first}
+    of_privacy = [point for point, p in zip(points, prompts, strict=True) if p.labels and p.labels[0] == "privacy"]
+    assert named[taxonomy["privacy"].name] == pytest.approx(np.median(of_privacy, axis=0))
+
+
+def test_the_learning_curve_draws_means_and_the_range_over_seeds():
+    ax = plots.learning_curve(curve_frame(), measure="auroc", label="AUROC")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines["a"] == [[10, pytest.approx(0.6)], [100, 0.8]]
+    assert lines["b"] == [[10, 0.4], [100, pytest.approx(0.75)]]
+    band = next(c for c in ax.collections if isinstance(c, PolyCollection)).get_paths()[0].vertices
+    assert {tuple(v) for v in band if v[0] == 10} == {(10, 0.5), (10, 0.7)}
+    assert ax.get_xscale() == "log"
 
 
 def test_twin_map_joins_each_pair_once(taxonomy, prompts):
