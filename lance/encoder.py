@@ -101,15 +101,28 @@ class PromptEncoder:
         Where they came from; stored with trained models.
     max_tokens : int
         Tokens in a window, special tokens included. Longer prompts are read in windows that overlap by a quarter.
+    remember : bool
+        Keep the embeddings of all windows in memory (4 D bytes each), for many fits on the same rows. An adapter makes it forget and stop.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str = "", revision: str | None = None, max_tokens: int = 256, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        revision: str | None = None,
+        max_tokens: int = 256,
+        batch_size: int = 64,
+        remember: bool = False,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         self.max_tokens = max_tokens
         self.batch_size = batch_size
+        self._known: dict[tuple[int, ...], Tensor] | None = {} if remember else None
 
     def __repr__(self) -> str:
         return f"PromptEncoder({self.name!r}, dim={self.dim}, device={self.device})"
@@ -123,6 +136,7 @@ class PromptEncoder:
         adapter: str | Path | None = None,
         device: str | None = None,
         max_tokens: int = 256,
+        remember: bool = False,
     ) -> "PromptEncoder":
         """Load an encoder.
 
@@ -157,7 +171,8 @@ class PromptEncoder:
             raise ModelError(f"cannot load the encoder {source!r}: {error}; give a hub id or a folder with safetensors weights and a tokenizer") from error
         if getattr(model.config, "model_type", "") == "bert" and getattr(model, "pooler", None) is not None:
             model.pooler = None  # mean pooling does not use it
-        encoder = cls(model.eval().requires_grad_(False), tokenizer, name=source, revision=revision, max_tokens=min(max_tokens, _positions(model)))
+        tokens = min(max_tokens, _positions(model))
+        encoder = cls(model.eval().requires_grad_(False), tokenizer, name=source, revision=revision, max_tokens=tokens, remember=remember)
         if adapter is not None:
             encoder = encoder.with_adapter(adapter)
         return encoder.to(device or "cpu")
@@ -174,6 +189,7 @@ class PromptEncoder:
 
         require_adapter(folder)
         out = copy.copy(self)
+        out._known = None
         try:
             out.model = PeftModel.from_pretrained(copy.deepcopy(self.model), str(folder)).merge_and_unload().eval().requires_grad_(False)  # type: ignore[arg-type]
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -197,6 +213,7 @@ class PromptEncoder:
         """Put a trainable LoRA adapter on the encoder (in place); the base weights stay frozen."""
         from peft import LoraConfig, get_peft_model
 
+        self._known = None
         kind = str(getattr(self.model.config, "model_type", ""))
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS.get(kind, "all-linear"))
         with torch.random.fork_rng():
@@ -264,6 +281,13 @@ class PromptEncoder:
     @torch.inference_mode()
     def embed(self, windows: Sequence[Window], batch_size: int | None = None) -> Float[Tensor, "w d"]:
         """Embeddings of windows, in their order, on the CPU."""
+        if self._known is None:
+            return self._embed(windows, batch_size)
+        new = list({w.ids: w for w in windows if w.ids not in self._known}.values())
+        self._known |= dict(zip([w.ids for w in new], self._embed(new, batch_size), strict=True))
+        return torch.stack([self._known[w.ids] for w in windows]) if windows else torch.empty(0, self.dim)
+
+    def _embed(self, windows: Sequence[Window], batch_size: int | None) -> Float[Tensor, "w d"]:
         out = torch.empty(len(windows), self.dim)
         for index in self.batches(windows, batch_size):
             out[index] = self.forward(*self.collate([windows[i] for i in index])).float().cpu()

@@ -164,6 +164,24 @@ def test_batches_partition_the_windows_longest_first(encoder: PromptEncoder):
     assert lengths == sorted(lengths, reverse=True)
 
 
+def test_an_encoder_that_remembers_gives_the_same_and_forgets_when_adapted(folders: dict[str, Path]):
+    plain, remembering = (PromptEncoder.from_pretrained(str(folders["bert"]), remember=r) for r in (False, True))
+    texts = ["how high is it", "who is it", "how high is it"]
+    for _ in range(2):
+        assert torch.allclose(remembering.encode(texts), plain.encode(texts), atol=1e-6)
+    with torch.no_grad():
+        next(remembering.model.parameters()).add_(1.0)  # what is remembered is not computed again
+    assert torch.allclose(remembering.encode(texts), plain.encode(texts), atol=1e-6)
+    before = remembering.encode(["a new text"])
+    remembering.add_lora(4)
+    with torch.no_grad():
+        for name, p in remembering.model.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.5)
+    assert not torch.allclose(remembering.encode(["a new text"]), before, atol=1e-3)
+    assert remembering.encode([]).shape == (0, remembering.dim)
+
+
 def test_padding_is_masked(encoder: PromptEncoder):
     short, long = encoder.windows([TEXTS[0], TEXTS[3]])[:2]
     ids, mask = encoder.collate([short, long])
