@@ -17,6 +17,7 @@ from lance.taxonomy import Taxonomy
 TERM_NAMES = {
     "objective": "objective",
     "label": "label term",
+    "pair": "pair term",
     "reconstruction": "reconstruction",
     "kl_d": "KL of d",
     "kl_z": "KL of z",
