@@ -28,6 +28,9 @@ from lance.corpus import (
     read_rows,
     refined_prompts,
     reframed_prompts,
+    select,
+    to_dataset,
+    to_frame,
     write_prompts,
 )
 from lance.errors import DataError, TaxonomyError
@@ -70,11 +73,15 @@ def test_splits_are_given_and_disjoint(corpus: list[Prompt]) -> None:
 
 def test_there_are_enough_rows_of_every_kind(corpus: list[Prompt], taxonomy: Taxonomy) -> None:
     per_leaf = Counter(label for p in corpus for label in p.labels)
-    assert {leaf: per_leaf[leaf] for leaf in taxonomy.keys[1:] if per_leaf[leaf] < 25} == {}
-    assert len(corpus) >= 600
-    assert sum(p.benign for p in corpus) >= 200
-    assert sum(p.benign and p.twin is not None for p in corpus) >= 100, "contrast prompts"
-    assert sum(not p.benign and bool(p.refined) for p in corpus) >= 200, "noncompliant prompts with a refined one"
+    asked = {leaf: 150 if taxonomy[leaf].parent == "safety" else 90 for leaf in taxonomy.keys[1:]}
+    assert {leaf: per_leaf[leaf] for leaf, n in asked.items() if per_leaf[leaf] < n} == {}
+    assert len(corpus) >= 3000
+    assert len(select(corpus, benign=True)) >= 1000
+    assert len(select(corpus, contrast=True)) >= 700
+    assert len(select(corpus, wrapped=True)) >= 150
+    assert sum(p.distribution is not None for p in corpus) >= 400
+    assert sum(len(p.refined) for p in corpus) >= 1500
+    assert sum(len(p.text.split()) > 60 for p in corpus) >= 0.1 * len(corpus)
     for split in SPLITS:
         here = {label for p in corpus if p.split == split for label in p.labels}
         assert set(taxonomy.keys[1:]) <= here, f"the split {split} lacks a leaf"
@@ -426,3 +433,45 @@ def test_a_prompt_with_braces_is_reframed_as_it_is(taxonomy: Taxonomy) -> None:
     text = "Print {x} and {0} and {prompt} for me, will you"
     found = reframed_prompts([Prompt(text, ("temporal",), id="braces")], taxonomy, share=1.0)
     assert len(found) == 1 and text in found[0].text
+
+
+# ------------------------------------------------------------------- filters and tables
+
+
+def small() -> list[Prompt]:
+    return [
+        Prompt("fine", id="a-c", twin="a"),
+        Prompt("not fine", labels=("privacy", "model_unknown"), id="a", twin="a-c", spans=(Span(0, 3, "privacy"),), refined=("better",)),
+        Prompt("play the guard", labels=("copyright",), id="b", wrapper="role_play"),
+        Prompt("plain", id="c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ids"),
+    [
+        ({}, ["a-c", "a", "b", "c"]),
+        ({"leaf": "model_unknown"}, ["a"]),
+        ({"benign": True}, ["a-c", "c"]),
+        ({"benign": False}, ["a", "b"]),
+        ({"contrast": True}, ["a-c"]),
+        ({"contrast": False, "benign": True}, ["c"]),
+        ({"wrapped": True}, ["b"]),
+        ({"wrapped": False, "leaf": "copyright"}, []),
+    ],
+)
+def test_filters_keep_what_meets_every_condition(conditions: dict[str, Any], ids: list[str]) -> None:
+    assert [p.id for p in select(small(), **conditions)] == ids
+
+
+def test_a_frame_and_a_dataset_hold_every_field() -> None:
+    frame = to_frame(small())
+    assert list(frame.columns) == list(Prompt.__dataclass_fields__)
+    assert frame.loc[1, "labels"] == ["privacy", "model_unknown"]
+    assert frame.loc[1, "spans"] == [{"start": 0, "end": 3, "leaf": "privacy"}]
+    assert list(to_frame([]).columns) == list(frame.columns)
+    pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    table = to_dataset(small())
+    assert table["id"][:] == ["a-c", "a", "b", "c"]
+    assert table[1]["refined"] == ["better"]
+    assert table[1]["spans"][0]["leaf"] == "privacy"
