@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.contour import ContourSet
 from scipy.stats import dirichlet
 
@@ -280,14 +280,17 @@ def test_the_disagreement_map_shows_percentage_points_and_leaves_small_shares_ou
     assert values[found] == pytest.approx(1.2)
 
 
-def test_twin_map_names_leaves_where_their_prompts_lie(taxonomy, prompts):
-    points = np.arange(12.0).reshape(6, 2)
-    assert not plots.twin_map(points, prompts, taxonomy).texts
-    named = {t.get_text(): t.xy for t in plots.twin_map(points, prompts, taxonomy, names=True).texts}
-    first = {p.labels[0] for p in prompts if p.labels} & set(taxonomy.keys)
-    assert set(named) == {taxonomy[k].name for k in first}, "a category is no leaf"
-    of_privacy = [point for point, p in zip(points, prompts, strict=True) if p.labels and p.labels[0] == "privacy"]
-    assert named[taxonomy["privacy"].name] == pytest.approx(np.median(of_privacy, axis=0))
+def test_twin_map_by_leaf_shades_the_colour_of_the_category(taxonomy, prompts):
+    ax = plots.twin_map(np.arange(12.0).reshape(6, 2), prompts, taxonomy, "leaf")
+    named = {c.get_label() for c in ax.collections if isinstance(c, PathCollection)}
+    leaves = {p.labels[0] for p in prompts if p.labels} & set(taxonomy.keys)
+    assert {taxonomy[k].name for k in leaves} <= named
+    for category in taxonomy.categories:
+        own = [tuple(np.round(to_rgb(plots.leaf_colour(taxonomy, k)), 3)) for k in taxonomy.leaves_of(category.key)]
+        assert len(set(own)) == len(own)
+        assert [sum(c) for c in own] == sorted(sum(c) for c in own), "from dark to pale"
+    flat = Taxonomy.builtin("beavertails")
+    assert {plots.leaf_colour(flat, k.key) for k in flat.leaves} == {k.colour for k in flat.leaves}
 
 
 def test_the_learning_curve_draws_means_and_the_range_over_seeds():

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import matplotlib.pyplot as plt
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
@@ -49,6 +50,15 @@ def category_colour(taxonomy: Taxonomy, key: str) -> str:
         return GREY
     node = taxonomy[key]
     return taxonomy[node.parent].colour if node.parent else node.colour
+
+
+def leaf_colour(taxonomy: Taxonomy, key: str) -> Any:
+    """Colour of a leaf where leaves have to be told apart: its category's, darker for the first leaves of the category and paler for the last."""
+    siblings = [k for k in taxonomy.keys if k != BENIGN and category_colour(taxonomy, k) == category_colour(taxonomy, key)]
+    if key not in siblings or len(siblings) == 1:
+        return category_colour(taxonomy, key)
+    place = siblings.index(key) / (len(siblings) - 1) - 0.5
+    return sns.blend_palette([INK if place < 0 else "white", category_colour(taxonomy, key)], n_colors=101)[round(100 * (1 - abs(place)))]
 
 
 def name_of(taxonomy: Taxonomy, key: str) -> str:

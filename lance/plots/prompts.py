@@ -18,7 +18,7 @@ from scipy.stats import dirichlet
 
 from lance.corpus import SPLITS, Prompt
 from lance.distribution import RejectionDistribution
-from lance.plots.base import GREY, INK, PALE, axes_of, category_colour, memberships, name_of, styled
+from lance.plots.base import GREY, INK, PALE, axes_of, category_colour, leaf_colour, memberships, name_of, styled
 from lance.taxonomy import BENIGN, Taxonomy
 
 # ------------------------------------------------------------------------ one prompt
@@ -169,31 +169,26 @@ def _triangle(values: np.ndarray, names: Sequence[str], fmt: str, ax: Axes | Non
 
 
 @styled
-def twin_map(points: Float[np.ndarray, "n 2"], prompts: Sequence[Prompt], taxonomy: Taxonomy, *, names: bool = False, ax: Axes | None = None) -> Axes:
-    """Prompts in the plane (say, t-SNE of their embeddings), coloured by the category of their first label; benign ones are rings. Lines join twins.
-
-    With `names`, the name of each leaf stands at the median of its prompts.
-    """
+def twin_map(points: Float[np.ndarray, "n 2"], prompts: Sequence[Prompt], taxonomy: Taxonomy, level: str = "category", *, ax: Axes | None = None) -> Axes:
+    """Prompts in the plane (say, t-SNE of their embeddings), coloured by their first label at the level; benign ones are rings. Lines join twins."""
     if points.shape != (len(prompts), 2):
         raise ValueError(f"expected points of shape ({len(prompts)}, 2), one a prompt; found {points.shape}")
-    keys = [BENIGN if p.benign else next(iter(memberships(p, taxonomy, "category"))) for p in prompts]
+    keys = [BENIGN if p.benign else next(iter(memberships(p, taxonomy, level))) for p in prompts]
     row = {p.id: i for i, p in enumerate(prompts) if p.id}
     pairs = {tuple(sorted((i, row[p.twin]))) for i, p in enumerate(prompts) if p.twin in row}
     ax = axes_of(ax, 6.4, 5.2)
     ax.add_collection(LineCollection([points[list(pair)] for pair in sorted(pairs)], colors=PALE, linewidths=0.7, zorder=1))
-    for key in taxonomy.category_keys:
+    size = float(np.clip(4000 / max(len(prompts), 1), 3, 12))
+    for key in taxonomy.category_keys if level == "category" else taxonomy.keys:
         chosen = np.array([k == key for k in keys])
         if chosen.any():
-            colour, ring = category_colour(taxonomy, key), key == BENIGN  # a ring stays visible around the dot of a twin
-            shape: dict[str, Any] = {"s": 26, "facecolors": "none", "edgecolors": colour} if ring else {"s": 12, "color": colour, "linewidths": 0}
+            ring = key == BENIGN  # a ring stays visible around the dot of a twin
+            colour = category_colour(taxonomy, key) if level == "category" or ring else leaf_colour(taxonomy, key)
+            shape: dict[str, Any] = {"s": size, "color": [colour], "linewidths": 0}
+            if ring:
+                shape = {"s": 2.2 * size, "facecolors": "none", "edgecolors": colour, "linewidths": 0.6}
             ax.scatter(points[chosen, 0], points[chosen, 1], label=name_of(taxonomy, key), zorder=3 if ring else 2, **shape)
-    first = np.array([p.labels[0] if p.labels else BENIGN for p in prompts])
-    for leaf in (k for k in taxonomy.keys[1:] if names and k in first):
-        x, y = np.median(points[first == leaf], axis=0)
-        ax.annotate(
-            name_of(taxonomy, leaf), (x, y), fontsize=6.5, ha="center", va="center", color=INK, bbox={"fc": "white", "alpha": 0.75, "lw": 0, "pad": 0.8}
-        )
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.5)
     return ax
