@@ -1,6 +1,6 @@
 """The enhancer beside its plain baselines on public rows that none of them was trained on, over several seeds.
 
-usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--rows all|embedded|coconot] [--seeds 0 1 2] [--epochs 4] [--models ...]
+usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--rows all|embedded|coconot] [--seeds 0 1 2] [--epochs 3] [--models ...]
 
 Training rows are those of `make train`, or of these the embedded corpus or CoCoNot's alone. Measured on CoCoNot's evaluation and contrast prompts (six
 classes, benign for contrast), on XSTest (AUROC of risk for unsafe prompts), and on ordinary instructions (share flagged at 0.5). One line of JSON per fit.
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", default=["logistic", "enhancer", "softmax"])
     parser.add_argument("--rows", choices=("all", "embedded", "coconot"), default="all")
-    parser.add_argument("--epochs", type=int, default=4, help="of the enhancer and of the softmax head")
+    parser.add_argument("--epochs", type=int, default=3, help="of the enhancer and of the softmax head")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     if args.threads:

@@ -22,8 +22,8 @@ from lance.taxonomy import Taxonomy
 from lance.verifier import Verifier
 
 PASS_RATE = 0.98
-REFINED_SHARE, REFRAMED_SHARE = 0.35, 0.15  # of rewrites and of noncompliant prompts, as further rows
-COCONOT_REPEATS = 2  # the corpus has more rows than CoCoNot's samples; so both have a say
+REFINED_SHARE, REFRAMED_SHARE = 0.2, 0.1  # of rewrites and of noncompliant prompts, as further rows
+COCONOT_REPEATS = 3  # the corpus has four times as many rows as CoCoNot's samples; so both have a say
 TRAIN_HARMFUL = ("advbench", "catqa", "malicious_instruct")  # jailbreakbench and strongreject stay unseen, for measuring
 
 
