@@ -38,8 +38,8 @@ def agreement(annotations: Mapping[str, tuple[Mapping[str, float], ...]], taxono
     -------
     dict
         `distance`: mean total variation distance, in [0, 1], between two passes over one prompt. `chance`: the same between passes over different prompts.
-        `alpha` = 1 - distance / chance: Krippendorff's alpha (Content Analysis, 1980) with this distance. `same_top`: share of the prompts on whose
-        strongest coordinate all passes agree.
+        `alpha` = 1 - distance / chance: Krippendorff's alpha (Educational and Psychological Measurement, 1970) with this distance. `same_top`: share of the
+        prompts on whose strongest coordinate all passes agree.
     """
     table = np.array([[[p.get(k, 0.0) for k in taxonomy.keys] for p in passes] for passes in annotations.values()])  # prompts, passes, coordinates
     n, m, _ = table.shape
