@@ -4,11 +4,14 @@ Colours come from the taxonomy: a mark that stands for a category, or for a leaf
 applied inside each function and leaves the user's settings alone; for a figure with several axes, make them under `with plots.style():`.
 """
 
-from lance.plots.base import category_colour, leaf_colour, memberships, style
+from lance.plots.base import GREY, INK, PALE, category_colour, leaf_colour, memberships, style
 from lance.plots.measures import compliance_rates, learning_curve, measure_by_category, opening_shares, reliability_diagram, risk_histogram, training_curves
 from lance.plots.prompts import cooccurrence, dirichlet_simplex, disagreement_map, distribution_bars, leaf_counts, prompt_lengths, twin_map
 
 __all__ = [
+    "GREY",
+    "INK",
+    "PALE",
     "category_colour",
     "compliance_rates",
     "cooccurrence",
