@@ -135,10 +135,7 @@ class VariationalEnhancer:
     def predict_windows(self, texts: Sequence[str], batch_size: int | None = None) -> tuple[np.ndarray, list[Window]]:
         """Concentrations (n, K + 1) with, for each prompt, the window that they come from."""
         windows = self.encoder.windows(texts)
-        alpha = np.empty((len(windows), len(self.taxonomy) + 1))
-        for index in self.encoder.batches(windows, batch_size):
-            embedding = self.encoder.forward(*self.encoder.collate([windows[i] for i in index])).float()
-            alpha[index] = self.alpha_of(embedding).cpu().numpy()
+        alpha = self.alpha_of(self.encoder.embed(windows, batch_size).to(self.base.device)).cpu().numpy()
         best: dict[int, int] = {}
         benign = alpha[:, 0] / alpha.sum(1)
         for i, window in enumerate(windows):
