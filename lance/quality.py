@@ -1,14 +1,16 @@
 """How good a corpus of labelled prompts is, in figures: variety, near-duplicates, splits, nearness to evaluation prompts, and rows that break its schema."""
 
-import importlib.resources
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lance.companions import corpus_file
 from lance.corpus import Prompt
-from lance.metrics import distinct_n, opening, top_opening_share
+from lance.metrics import distinct_n, opening
 from lance.splits import near_duplicate_groups
 
 NEAR, GROUP, COPIED = 0.92, 0.85, 0.90  # cosines above which: no two rows but twins; one split; too near to an evaluation prompt
@@ -16,15 +18,13 @@ NEAR, GROUP, COPIED = 0.92, 0.85, 0.90  # cosines above which: no two rows but t
 
 def corpus_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a row of the embedded corpus."""
-    text = (importlib.resources.files("lance") / "data" / "corpus" / "schema.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    return dict(json.loads(Path(corpus_file("schema.json")).read_text(encoding="utf-8")))
 
 
 def variety(texts: Sequence[str]) -> dict[str, Any]:
     """`distinct_2`: distinct bigrams over all bigrams. `top_opening_share` of the most common first three words, and which they are."""
-    openings = [opening(t, 3) for t in texts]
-    share = top_opening_share(texts, 3)
-    return {"distinct_2": distinct_n(texts, 2), "top_opening_share": share, "top_opening": max(sorted(set(openings)), key=openings.count)}
+    (top, count), *_ = Counter(opening(t, 3) for t in texts).most_common(1)
+    return {"distinct_2": distinct_n(texts, 2), "top_opening_share": count / len(texts), "top_opening": top}
 
 
 def near_pairs(prompts: Sequence[Prompt], vectors: np.ndarray, *, cosine: float = NEAR) -> list[tuple[str, str, float]]:
@@ -55,7 +55,7 @@ def copied_rows(ids: Sequence[str], vectors: np.ndarray, evaluation: np.ndarray,
 def broken_rows(rows: Iterable[Mapping[str, Any]], schema: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
     """Id and fault of every row of plain data that breaks the schema, has a span outside its text, or a distribution off the simplex.
 
-    Needs the package jsonschema (in the extra `dev`).
+    Needs the package jsonschema (in the extras `dev` and `book`).
     """
     from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
