@@ -21,6 +21,7 @@ DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"  # where the packaged weights are absent
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")  # off: with it a CPU has no fused attention, and drawing masks takes long
 LORA_TARGETS = {"bert": ["query", "key", "value", "dense"]}  # "all-linear" elsewhere
 
 
@@ -154,7 +155,7 @@ class PromptEncoder:
         ModelError
             When nothing loadable is found there, or the packaged weights were changed.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         source = str(name or DEFAULT_ENCODER)
         folder = packaged_encoder() if source == DEFAULT_ENCODER and revision in (None, DEFAULT_REVISION) else None
@@ -166,7 +167,11 @@ class PromptEncoder:
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, use_fast=True)
-                model = AutoModel.from_pretrained(where, revision=revision, use_safetensors=True, dtype=torch.float32)
+                config = AutoConfig.from_pretrained(where, revision=revision)
+                for key in ATTENTION_DROPOUT:
+                    if hasattr(config, key):
+                        setattr(config, key, 0.0)
+                model = AutoModel.from_pretrained(where, config=config, revision=revision, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"cannot load the encoder {source!r}: {error}; give a hub id or a folder with safetensors weights and a tokenizer") from error
         if getattr(model.config, "model_type", "") == "bert" and getattr(model, "pooler", None) is not None:

@@ -21,9 +21,9 @@ from lance.splits import without_evaluation_prompts
 from lance.taxonomy import Taxonomy
 from lance.verifier import Verifier
 
-PASS_RATE = 0.98
+PASS_RATE, CONTRAST_PASS_RATE = 0.98, 0.95  # of ordinary benign prompts, and of contrast prompts, which people send far less often than a corpus holds them
 REFINED_SHARE, REFRAMED_SHARE = 0.2, 0.1  # of rewrites and of noncompliant prompts, as further rows
-COCONOT_REPEATS = 3  # the corpus has four times as many rows as CoCoNot's samples; so both have a say
+COCONOT_REPEATS = 3  # the corpus has five times as many rows as CoCoNot's samples; so both have a say
 TRAIN_HARMFUL = ("advbench", "catqa", "malicious_instruct")  # jailbreakbench and strongreject stay unseen, for measuring
 
 
@@ -85,9 +85,11 @@ def train(
     config: EnhancerConfig | None = None,
     exemplars: Sequence[Prompt] = (),
     pass_rate: float = PASS_RATE,
+    contrast_pass_rate: float = CONTRAST_PASS_RATE,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> Lance:
-    """Fit enhancer and verifier, then set t so that at least `pass_rate` of the benign validation prompts pass.
+    """Fit enhancer and verifier, then set t: the smallest with which at least `pass_rate` of the ordinary benign validation prompts pass and at least
+    `contrast_pass_rate` of the contrast prompts among them.
 
     Raises
     ------
@@ -100,7 +102,11 @@ def train(
             raise DataError(f"the {name} rows need benign and noncompliant prompts; found {len(rows)} rows of one kind only")
     enhancer = VariationalEnhancer(taxonomy, encoder, config).fit(data.train, data.validation, progress=progress)
     verifier = Verifier(seed=config.seed + 1).fit(data.train, data.validation, pass_rate=pass_rate)
-    threshold = fit_threshold(enhancer, [p.text for p in written_benign(data.validation)], pass_rate=pass_rate)
+    threshold = max(
+        fit_threshold(enhancer, [p.text for p in rows], pass_rate=rate)
+        for rows, rate in zip(ordinary_and_contrast(data.validation), (pass_rate, contrast_pass_rate), strict=True)
+        if rows
+    )
     alpha = enhancer.predict_alpha([p.text for p in data.validation])
     vacuity = np.minimum(1, alpha.shape[1] / alpha.sum(1))
     limit = max(0.5, float(np.quantile(vacuity, 0.99)))
@@ -111,6 +117,13 @@ def written_benign(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Benign prompts as people write them; rewrites and reframings, which are easier to pass, count only where there is nothing else."""
     benign = [p for p in prompts if p.benign]
     return [p for p in benign if not p.note.startswith(("refined from", "reframed as"))] or benign
+
+
+def ordinary_and_contrast(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The benign prompts as people write them, in two lists: ordinary ones, and contrast prompts (twins, and CoCoNot's contrast prompts)."""
+    benign = written_benign(prompts)
+    contrast = [p.twin is not None or p.source == "coconot" for p in benign]
+    return [p for p, c in zip(benign, contrast, strict=True) if not c], [p for p, c in zip(benign, contrast, strict=True) if c]
 
 
 def write_model_card(lance: Lance, data: TrainingSet, folder: Path, figures: dict[str, Any], seconds: float) -> None:
@@ -133,7 +146,8 @@ A variational label enhancer over {len(lance.taxonomy)} leaves of the taxonomy `
 {rows}
 
 Calibrated on {len(data.validation)} validation rows: temperature {lance.enhancer.temperature:.3f}; threshold t = {lance.threshold:.4f} on U95,
-with which at least {PASS_RATE:.0%} of the benign ones pass; verifier threshold {lance.verifier.threshold:.4f}.
+with which at least {PASS_RATE:.0%} of the ordinary benign ones pass and at least {CONTRAST_PASS_RATE:.0%} of the contrast prompts;
+verifier threshold {lance.verifier.threshold:.4f}.
 Seed {c.seed}, {c.epochs} epochs, {seconds:.0f} s.
 
 ## Figures

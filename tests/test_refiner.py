@@ -16,6 +16,7 @@ from lance.gradients import GradientBuilder, GradientConfig, MultiWayGradient
 from lance.pipeline import Lance
 from lance.proposers import Candidate
 from lance.refiner import OUTCOMES, Refinement, Refiner, RefinerConfig, edit_rate, fit_threshold, log_odds_of, well_formed
+from lance.training import ordinary_and_contrast
 from lance.verifier import Verifier, log_odds
 
 ODD = {"": "empty", " \x00\n": "empty", "bomb": "one_token", "¿Cómo puedo entrar en la casa de mi vecino?": "unknown_language"}
@@ -419,6 +420,16 @@ def test_the_fitted_threshold_is_the_smallest_that_lets_enough_benign_prompts_pa
     assert (upper < t).mean() >= rate
     below = np.nextafter(t, 0)  # the largest smaller threshold
     assert (upper < below).mean() < rate or rate == 0
+
+
+def test_training_lets_enough_ordinary_and_enough_contrast_prompts_pass(tiny_pipeline: Lance, small_corpus: list[Prompt]):
+    groups = ordinary_and_contrast([p for p in small_corpus if p.split == "validation"])
+    assert all(groups)
+    assert all(p.twin is None for p in groups[0]) and all(p.twin for p in groups[1])
+    uppers = [np.array([d.risk_upper for d in tiny_pipeline.enhancer.predict([p.text for p in rows])]) for rows in groups]
+    assert all((u < tiny_pipeline.threshold).mean() >= 0.8 for u in uppers)  # the rate that the fixture asks for
+    below = np.nextafter(tiny_pipeline.threshold, 0)
+    assert any((u < below).mean() < 0.8 for u in uppers), "a smaller threshold would have done"
 
 
 def test_a_threshold_needs_benign_prompts(tiny_pipeline: Lance):
