@@ -54,7 +54,7 @@ class EnhancerConfig:
     @classmethod
     def lora(cls, **changes: Any) -> "EnhancerConfig":
         """The settings of the shipped weights: a LoRA adapter trained jointly, fewer epochs, smaller batches."""
-        given: dict[str, Any] = {"lora_rank": 16, "layers": 0, "epochs": 3, "batch_size": 32, "lr": 1e-3} | changes
+        given: dict[str, Any] = {"lora_rank": 16, "layers": 0, "epochs": 2, "batch_size": 32, "lr": 1e-3, "lora_lr": 2e-3} | changes
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
