@@ -157,6 +157,8 @@ class Lance:
         enhancer = VariationalEnhancer.from_pretrained(folder / "enhancer", device=device)
         pairs = [tuple(p) for p in json.loads((folder / "exemplars.json").read_text(encoding="utf-8"))]
         vectors = load_file(folder / "exemplars.safetensors")["vectors"]
+        if len(vectors) != len({text for pair in pairs for text in pair}):
+            raise ModelError(f"the vectors in {str(folder / 'exemplars.safetensors')!r} are not one for each text of exemplars.json; train again")
         return cls(
             enhancer,
             Verifier.from_pretrained(folder / "verifier"),

@@ -69,8 +69,8 @@ class ExemplarProposer:
         The frozen encoder.
     pairs : sequence of (source, target)
         A prompt of the corpus and what it became; a benign exemplar stands for itself.
-    vectors : float array (2, n, D), optional
-        Embeddings of sources and targets, if they are at hand.
+    vectors : float array (m, D), optional
+        Embeddings of the m distinct texts of the pairs, in the order in which they first occur, if they are at hand.
     """
 
     name = "exemplar"
@@ -78,10 +78,12 @@ class ExemplarProposer:
     def __init__(self, encoder: PromptEncoder, pairs: Sequence[tuple[str, str]], vectors: np.ndarray | None = None) -> None:
         self.encoder = encoder
         self.pairs = list(pairs)
+        texts = {text: i for i, text in enumerate(dict.fromkeys(t for pair in self.pairs for t in pair))}
+        self.sides = np.array([[texts[t] for t in pair] for pair in self.pairs], dtype=np.int64).reshape(-1, 2).T  # rows of `vectors`: of sources, of targets
         if vectors is None:
-            vectors = np.stack([encoder.encode([p[side] for p in self.pairs]).numpy() for side in (0, 1)])
-        if vectors.shape != (2, len(self.pairs), encoder.dim):
-            raise ValueError(f"expected vectors of shape {(2, len(self.pairs), encoder.dim)}, found {vectors.shape}")
+            vectors = encoder.encode(list(texts)).numpy()
+        if vectors.shape != (len(texts), encoder.dim):
+            raise ValueError(f"expected vectors of shape {(len(texts), encoder.dim)}, one for each distinct text of the exemplars, found {vectors.shape}")
         self.vectors = vectors.astype(np.float32)
 
     @staticmethod
@@ -94,7 +96,8 @@ class ExemplarProposer:
         if not self.pairs:
             return []
         x = self.encoder.encode([text])[0].numpy()
-        near = np.argsort(-(0.5 * self.vectors[0] @ x + self.vectors[1] @ x), kind="stable")[:n]
+        source_cosine, target_cosine = (self.vectors @ x)[self.sides]
+        near = np.argsort(-(0.5 * source_cosine + target_cosine), kind="stable")[:n]
         out: list[Candidate] = []
         for i in near:
             source, target = self.pairs[i]

@@ -164,6 +164,11 @@ def test_batches_partition_the_windows_longest_first(encoder: PromptEncoder):
     assert lengths == sorted(lengths, reverse=True)
 
 
+def test_training_drops_hidden_units_but_no_attention(encoder: PromptEncoder):
+    config = encoder.model.config
+    assert config.attention_probs_dropout_prob == 0 and config.hidden_dropout_prob > 0
+
+
 def test_an_encoder_that_remembers_gives_the_same_and_forgets_when_adapted(folders: dict[str, Path]):
     plain, remembering = (PromptEncoder.from_pretrained(str(folders["bert"]), remember=r) for r in (False, True))
     texts = ["how high is it", "who is it", "how high is it"]

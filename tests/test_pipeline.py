@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import chat_folder, completion, fake_server, flip_byte
+from safetensors.numpy import save_file
 
 import lance as package
 from lance import prompts as prompt_texts
@@ -15,6 +16,7 @@ from lance.chat import EndpointChat, LocalChat
 from lance.corpus import Prompt
 from lance.errors import ChatError, LanceError, ModelError
 from lance.gradients import GradientConfig
+from lance.modelfiles import write_model_config
 from lance.pipeline import Analysis, Lance, Reply, ask_record, score_record
 from lance.refiner import Refinement, RefinerConfig
 from lance.replies import ABSTAINED, constructive_reply
@@ -283,6 +285,16 @@ def test_a_saved_pipeline_is_the_same(tiny_pipeline: Lance, prompts: list[str], 
         assert np.array_equal(a.alpha, b.alpha)
     assert [r.to_dict() for r in loaded.refine(prompts[:4])] == [r.to_dict() for r in tiny_pipeline.refine(prompts[:4])]
     assert {p.suffix for p in (tmp_path / "again").rglob("*") if p.is_file()} == {".json", ".safetensors"}
+
+
+def test_vectors_that_are_not_one_for_each_exemplar_text_are_refused(tiny_pipeline: Lance, tmp_path: Path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    meta = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    doubled = np.stack([tiny_pipeline.exemplars.vectors] * 2).astype(np.float16)  # sources and targets apart, as once
+    save_file({"vectors": doubled}, tmp_path / "exemplars.safetensors")
+    write_model_config(tmp_path, {k: v for k, v in meta.items() if k not in ("format", "sha256")}, list(meta["sha256"]))
+    with pytest.raises(ModelError, match="one for each text"):
+        Lance.from_pretrained(tmp_path)
 
 
 def test_the_shipped_pipeline_can_be_saved_again(lance_default: Lance, prompts: list[str], tmp_path: Path):

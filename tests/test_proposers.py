@@ -203,9 +203,16 @@ def test_vectors_may_be_given_and_must_fit(encoder: PromptEncoder, exemplars: Ex
         ExemplarProposer(encoder, PAIRS[:2], exemplars.vectors)
 
 
+def test_a_text_of_several_pairs_has_one_vector(encoder: PromptEncoder, taxonomy: Taxonomy):
+    pairs = [(PAIRS[0][0], PAIRS[0][1]), (PAIRS[0][0], PAIRS[1][1]), (PAIRS[2][1], PAIRS[2][1])]
+    shared = ExemplarProposer(encoder, pairs)
+    assert shared.vectors.shape == (4, encoder.dim)
+    assert shared.propose("Who wrote the novel?", gradient_of(taxonomy, privacy=1.0), n=1)[-1].text == PAIRS[2][1]
+
+
 def test_no_pairs_no_proposals(encoder: PromptEncoder, taxonomy: Taxonomy):
     none = ExemplarProposer(encoder, [])
-    assert none.vectors.shape == (2, 0, encoder.dim)
+    assert none.vectors.shape == (0, encoder.dim)
     assert none.propose("anything", gradient_of(taxonomy, privacy=1.0)) == []
     assert np.isfinite(none.vectors).all()
 
