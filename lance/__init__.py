@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lance.errors import ChatError, DataError, LanceError, ModelError, TaxonomyError
     from lance.fitting import EnhancerConfig
     from lance.gradients import GradientBuilder, GradientConfig, GradientSpan, MultiWayGradient, TextualGradient
+    from lance.label_enhancement import LabelEnhancer
     from lance.objective import ObjectiveWeights
     from lance.pipeline import Analysis, Lance, Reply
     from lance.refiner import Refinement, Refiner, RefinerConfig, Step
@@ -29,6 +30,7 @@ _PUBLIC = {
     "enhancer": ["EnhancerConfig", "VariationalEnhancer"],
     "errors": ["ChatError", "DataError", "LanceError", "ModelError", "TaxonomyError"],
     "gradients": ["GradientBuilder", "GradientConfig", "GradientSpan", "MultiWayGradient", "TextualGradient"],
+    "label_enhancement": ["LabelEnhancer"],
     "objective": ["ObjectiveWeights"],
     "pipeline": ["Analysis", "Lance", "Reply"],
     "refiner": ["Refinement", "Refiner", "RefinerConfig", "Step"],
@@ -38,7 +40,7 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = [
     "Analysis", "Category", "ChatError", "ChatModel", "DataError", "DataWarning", "EndpointChat", "EnhancerConfig", "GradientBuilder",
-    "GradientConfig", "GradientSpan", "Lance", "LanceError", "LocalChat", "ModelError", "MultiWayGradient", "ObjectiveWeights", "Prompt",
+    "GradientConfig", "GradientSpan", "LabelEnhancer", "Lance", "LanceError", "LocalChat", "ModelError", "MultiWayGradient", "ObjectiveWeights", "Prompt",
     "PromptEncoder", "Refinement", "Refiner", "RefinerConfig", "RejectionDistribution", "Reply", "Span", "Step", "Taxonomy", "TaxonomyError",
     "TextualGradient", "VariationalEnhancer", "Verifier", "__version__", "load_chat", "load_corpus", "read_prompts", "write_prompts",
 ]  # fmt: skip

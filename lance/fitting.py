@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lance.corpus import Labels, Prompt
 from lance.encoder import PromptEncoder, Window, training_autocast
-from lance.network import EnhancerNetwork
-from lance.objective import ObjectiveWeights, anchor_term, dirichlet_prior, label_term, pair_term
+from lance.network import Ascent, EnhancerNetwork
+from lance.objective import ObjectiveWeights, anchor_term, dirichlet_prior, evidence_bound, label_term, pair_term
 from lance.taxonomy import Taxonomy
 
 
@@ -134,10 +134,9 @@ class Fitting:
         groups: list[dict[str, Any]] = [{"params": list(net.parameters()), "lr": cfg.lr}]
         if cfg.lora_rank:
             groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": cfg.lora_lr})
-        optimiser = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay)
         batches = [list(self.batches(rng)) for _ in range(cfg.epochs)]
         steps = sum(map(len, batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
+        ascent = Ascent(groups, steps, weight_decay=cfg.weight_decay, clip=cfg.clip)
         history: list[dict[str, float]] = []
         step = 0
         for epoch in range(cfg.epochs):
@@ -147,12 +146,7 @@ class Fitting:
             for index in batches[epoch]:
                 ramp = min(1.0, (step + 1) / (cfg.kl_warmup * steps)) if cfg.kl_warmup else 1.0
                 objective, record = self.objective(index, ramp)
-                optimiser.zero_grad()
-                (-objective).backward()  # type: ignore[no-untyped-call]
-                for group in groups:
-                    nn.utils.clip_grad_norm_(group["params"], cfg.clip)
-                optimiser.step()
-                schedule.step()
+                ascent.step(objective)
                 step += 1
                 for key, value in record.items():
                     sums[key] = sums.get(key, 0.0) + float(value.detach()) * len(index)
@@ -172,8 +166,7 @@ class Fitting:
         terms = net.terms(alpha, net.scaled(self.rows.x[rows].to(self.device)))
         label = label_term(alpha, self.candidates[rows].to(self.device), self.eta[rows].to(self.device))
         means = {"label": label.mean(), "concentration": alpha.sum(-1).mean()} | {k: v.mean() for k, v in terms.items()}
-        objective = (self.weight[rows].to(self.device) * label).mean() + w.reconstruction * means["reconstruction"]
-        objective = objective - ramp * (w.kl_d * means["kl_d"] + w.kl_z * means["kl_z"]) - w.anchor * anchor_term(net.directions, net.anchors)
+        objective = evidence_bound(self.weight[rows].to(self.device) * label, terms, w, ramp) - w.anchor * anchor_term(net.directions, net.anchors)
         noncompliant, benign = self._pairs_in(index)
         means["pair"] = pair_term(alpha[noncompliant], alpha[benign]).sum() / len(index)
         objective = objective + w.pair * means["pair"]

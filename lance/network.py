@@ -1,12 +1,13 @@
 """The network of the variational label enhancer, for any feature matrix: posterior, decoder, and the label-free terms of the objective."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lance.objective import concentrations, kl_dirichlet, kl_normal, reconstruction_term, sample_simplex
+from lance.objective import ALPHA_MAX, concentrations, kl_dirichlet, kl_normal, reconstruction_term, sample_simplex
 
 
 class EnhancerNetwork(nn.Module):
@@ -21,9 +22,11 @@ class EnhancerNetwork(nn.Module):
     anchors: Tensor
     prior: Tensor
 
-    def __init__(self, dim: int, k: int, *, layers: int = 2, hidden: int = 128, latent_dim: int = 10, dropout: float = 0.1) -> None:
+    def __init__(
+        self, dim: int, k: int, *, layers: int = 2, hidden: int = 128, latent_dim: int = 10, dropout: float = 0.1, alpha_max: float = ALPHA_MAX
+    ) -> None:
         super().__init__()
-        self.dim, self.k, self.latent_dim = dim, k, latent_dim
+        self.dim, self.k, self.latent_dim, self.alpha_max = dim, k, latent_dim, alpha_max
         trunk: list[nn.Module] = [nn.Dropout(dropout)]
         for i in range(layers):
             trunk += [nn.Linear(hidden if i else dim, hidden), nn.GELU(), nn.Dropout(dropout)]
@@ -43,7 +46,7 @@ class EnhancerNetwork(nn.Module):
 
     def alpha(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, "n k1"]:
         """Concentrations of q(d | x), float64."""
-        return concentrations(self.alpha_head(self.trunk((self.scaled(embedding) - self.centre) / self.spread)))
+        return concentrations(self.alpha_head(self.trunk((self.scaled(embedding) - self.centre) / self.spread)), self.alpha_max)
 
     def posterior_z(self, x: Float[Tensor, "n d"], d: Float[Tensor, "n k1"]) -> tuple[Float[Tensor, "n z"], Float[Tensor, "n z"]]:
         """Mean and log standard deviation of q(z | x, d); x is the scaled embedding."""
@@ -60,3 +63,20 @@ class EnhancerNetwork(nn.Module):
             "kl_d": kl_dirichlet(alpha, self.prior),
             "kl_z": kl_normal(mu, log_s),
         }
+
+
+class Ascent:
+    """AdamW with a warm-up, a linear decay and clipped gradients, over a known number of steps."""
+
+    def __init__(self, groups: list[dict[str, Any]], steps: int, *, weight_decay: float = 1e-4, clip: float = 5.0) -> None:
+        self.groups, self.clip = groups, clip
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
+
+    def step(self, objective: Tensor) -> None:
+        self.optimiser.zero_grad()
+        (-objective).backward()  # type: ignore[no-untyped-call]
+        for group in self.groups:
+            nn.utils.clip_grad_norm_(group["params"], self.clip)
+        self.optimiser.step()
+        self.schedule.step()

@@ -42,15 +42,15 @@ class ObjectiveWeights:
         return asdict(self)
 
 
-def concentrations(g: Float[Tensor, "n k1"]) -> Float[Tensor, "n k1"]:
-    """alpha_k = 0.05 + c(sum_j exp(g_j)) softmax(g)_k, in float64, where c approaches 199.95 smoothly and is the identity far below it.
+def concentrations(g: Float[Tensor, "n k1"], limit: float = ALPHA_MAX) -> Float[Tensor, "n k1"]:
+    """alpha_k = 0.05 + c(sum_j exp(g_j)) softmax(g)_k, in float64, where c approaches limit - 0.05 smoothly and is the identity far below it.
 
     The mean is a softmax with an even floor, so its gradient does not vanish where evidence is plenty; a limit on each alpha_k would slow down the
     unlearning of what is confidently wrong. Ours.
     """
     g = g.double()
-    total, top = torch.logsumexp(g, dim=-1, keepdim=True), math.log(ALPHA_MAX - ALPHA_MIN)
-    return (ALPHA_MIN + torch.exp(g - total + top - torch.nn.functional.softplus(top - total))).clamp(ALPHA_MIN, ALPHA_MAX)
+    total, top = torch.logsumexp(g, dim=-1, keepdim=True), math.log(limit - ALPHA_MIN)
+    return (ALPHA_MIN + torch.exp(g - total + top - torch.nn.functional.softplus(top - total))).clamp(ALPHA_MIN, limit)
 
 
 def dirichlet_prior(k: int, base_rate: float) -> Float[Tensor, " k1"]:
@@ -74,6 +74,20 @@ def label_term(alpha: Float[Tensor, "n k1"], candidates: Bool[Tensor, "n k1"], e
     return (1 - eta) * any_of + eta * all_of
 
 
+def top_set_term(d: Float[Tensor, "s n k1"], chosen: Bool[Tensor, "n k1"], mass: float | None = 0.5, softness: float = 0.01) -> Float[Tensor, "s n"]:
+    """ln p(L | d) of logical labels L that name the largest coordinates of d, for s draws of d.
+
+    A sum of ln sigmoid(margin / softness), over the margins by which d could have been labelled so: its smallest chosen coordinate above its largest other
+    one and, where `mass` says when the labelling stopped, the chosen mass above `mass` and the same without its smallest member below. Ours.
+    """
+    least = d.masked_fill(~chosen, math.inf).amin(-1)
+    margins = [least - d.masked_fill(chosen, -math.inf).amax(-1)]
+    if mass is not None:
+        total = (d * chosen).sum(-1)
+        margins += [total - mass, mass - (total - least)]
+    return torch.nn.functional.logsigmoid(torch.stack(margins) / softness).sum(0)
+
+
 def pair_term(noncompliant: Float[Tensor, "p k1"], benign: Float[Tensor, "p k1"]) -> Float[Tensor, " p"]:
     """ln sigmoid(logit rho - logit rho'), from the concentrations of the two halves of each pair of twins, with rho = 1 - alpha_0 / A.
 
@@ -84,7 +98,7 @@ def pair_term(noncompliant: Float[Tensor, "p k1"], benign: Float[Tensor, "p k1"]
     return torch.nn.functional.logsigmoid(odds[0] - odds[1])
 
 
-def sample_simplex(alpha: Float[Tensor, "n k1"]) -> Float[Tensor, "n k1"]:
+def sample_simplex(alpha: Float[Tensor, "*n k1"]) -> Float[Tensor, "*n k1"]:
     """One reparameterised draw of d ~ Dir(alpha), in float64 and away from the edge, where the gradient of ln d explodes."""
     d = Dirichlet(alpha.double()).rsample().clamp_min(1e-6)
     return d / d.sum(-1, keepdim=True)
@@ -112,3 +126,12 @@ def kl_normal(mu: Float[Tensor, "n z"], log_s: Float[Tensor, "n z"]) -> Float[Te
 def anchor_term(b: Float[Tensor, "k d"], anchors: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
     """Sum over categories of |b_k - e_k|^2 / 2. The objective is averaged over rows, so that its weight tau is a precision per row."""
     return 0.5 * ((b - anchors) ** 2).sum()
+
+
+def evidence_bound(label: Float[Tensor, " n"], terms: dict[str, Tensor], weights: ObjectiveWeights, ramp: float = 1.0) -> Float[Tensor, ""]:
+    """Mean over rows of label + lambda_x reconstruction - ramp (beta_d KL_d + beta_z KL_z): what a fit on prompts, on simulated rows and on features ascend.
+
+    `label` is the weighed label term, `terms` the label-free ones of `EnhancerNetwork.terms`; `ramp` in [0, 1] warms up the KL weights.
+    """
+    divergence = weights.kl_d * terms["kl_d"] + weights.kl_z * terms["kl_z"]
+    return (label + weights.reconstruction * terms["reconstruction"] - ramp * divergence).mean()

@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import nn
 
 from lance.corpus import Labels
-from lance.network import EnhancerNetwork
-from lance.objective import ObjectiveWeights, anchor_term, dirichlet_prior, label_term
+from lance.network import Ascent, EnhancerNetwork
+from lance.objective import ObjectiveWeights, anchor_term, dirichlet_prior, evidence_bound, label_term
 
 Supervision = Literal["binary", "candidates"] | float | int
 Anchors = bool | Literal["permuted"] | Float[np.ndarray, "k d"]
@@ -204,23 +203,13 @@ def fit_simulated(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         net = _network(cfg, train, start, latent_dim)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-4)
         steps = epochs * math.ceil(cfg.rows / batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
+        ascent = Ascent([{"params": list(net.parameters()), "lr": lr}], steps)
         for step, i in enumerate(_batches(cfg.rows, batch_size, epochs, rng)):
             alpha = net.alpha(train[i])
-            terms = net.terms(alpha, net.scaled(train[i]))
+            label = weight[i] * label_term(alpha, candidates[i], eta[i])
             ramp = min(1.0, (step + 1) / (0.25 * steps))
-            objective = (
-                weight[i] * label_term(alpha, candidates[i], eta[i])
-                + w.reconstruction * terms["reconstruction"]
-                - ramp * (w.kl_d * terms["kl_d"] + w.kl_z * terms["kl_z"])
-            ).mean() - w.anchor * anchor_term(net.directions, net.anchors)
-            optimiser.zero_grad()
-            (-objective).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-            optimiser.step()
-            schedule.step()
+            ascent.step(evidence_bound(label, net.terms(alpha, net.scaled(train[i])), w, ramp) - w.anchor * anchor_term(net.directions, net.anchors))
         with torch.no_grad():
             return SimulatedFit(net.alpha(test).numpy(), net.directions.detach().double().numpy())
 
