@@ -113,8 +113,9 @@ def run(request: pytest.FixtureRequest, prompts: tuple[str, ...]) -> Run:
         config = RefinerConfig() if request.param == "busy" else RefinerConfig(min_descent=0.01, min_similarity=0.0, max_rise=0.5)
         refiner = refiner_of(tiny, threshold=float(np.quantile(risks, 0.3)), config=config)
     else:
-        prompts, (d,) = steps[:6], tiny.enhancer.predict(steps[4:5])
-        refiner = refiner_of(tiny, threshold=d.risk_upper, proposers=[Next(steps)], config=LAX)
+        # between two rungs: a threshold on one would be decided by the last bits, which depend on the company of a prompt in its batch
+        prompts, between = steps[:6], np.mean([d.risk_upper for d in tiny.enhancer.predict(steps[4:6])])
+        refiner = refiner_of(tiny, threshold=float(between), proposers=[Next(steps)], config=LAX)
     return Run(refiner, prompts, tuple(refiner.refine(prompts)))
 
 
