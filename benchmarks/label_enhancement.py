@@ -163,7 +163,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def select(args: argparse.Namespace) -> None:
-    """KL of held-out rows that get their labels, over the two settings that decide most; the lowest mean is frozen."""
+    """KL of held-out rows that get their labels, over the two settings that decide most; the lowest KL, then Clark, is frozen."""
     X, D = load("SJAFFE")
     L = logical_labels(D)
     for scale, evidence in itertools.product((0.2, 0.3, 0.4, 0.6), (3.0, 5.0, 9.0)):
