@@ -168,7 +168,7 @@ class LabelEnhancer(BaseEstimator):  # type: ignore[misc]
         chosen = self._labels(L)
         if chosen.shape != alpha.shape:
             raise DataError(f"expected logical labels of shape {alpha.shape}, found {chosen.shape}")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # a sharper likelihood than that of the fit, which needs its gradient
             torch.manual_seed(self.random_state)
             return conditioned_mean(torch.from_numpy(alpha), torch.from_numpy(chosen), self.mass, self.softness / 2).numpy()
 
