@@ -13,6 +13,7 @@ from torch import nn
 
 from lance.corpus import Prompt, encode_labels
 from lance.encoder import PromptEncoder, training_autocast
+from lance.network import Ascent
 from lance.taxonomy import Taxonomy
 
 
@@ -58,9 +59,7 @@ class SoftmaxBaseline:
         windows = self.encoder.windows([p.text for p in prompts])
         windows = [next(w for w in windows[i:] if w.owner == n) for n, i in enumerate(_starts(windows))]
         params = [*self.head.parameters(), *(p for p in self.encoder.model.parameters() if p.requires_grad)]
-        optimiser = torch.optim.AdamW(params, lr=self.lr, weight_decay=1e-4)
-        steps = self.epochs * math.ceil(len(prompts) / self.batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
+        ascent = Ascent([{"params": params, "lr": self.lr}], self.epochs * math.ceil(len(prompts) / self.batch_size))
         self.encoder.model.train()
         for _ in range(self.epochs):
             order = rng.permutation(len(windows)).tolist()
@@ -71,12 +70,7 @@ class SoftmaxBaseline:
                 with training_autocast(self.base.device):
                     x = self.encoder.forward(*self.encoder.collate([windows[i] for i in batches[b]]))
                 log_p = torch.log_softmax(self.head(x.float() * math.sqrt(self.encoder.dim)), dim=-1)
-                loss = -torch.logsumexp(log_p.masked_fill(~candidates[batches[b]], -torch.inf), dim=-1).mean()
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(params, 5.0)
-                optimiser.step()
-                schedule.step()
+                ascent.step(torch.logsumexp(log_p.masked_fill(~candidates[batches[b]], -torch.inf), dim=-1).mean())
         self.encoder.model.eval()
         self.encoder.merge_adapter()
         return self
