@@ -13,8 +13,11 @@ from torch import nn
 
 from lance.corpus import Prompt, encode_labels
 from lance.encoder import PromptEncoder, training_autocast
+from lance.fitting import first_windows
 from lance.network import Ascent
 from lance.taxonomy import Taxonomy
+
+TRAIN_TOKENS = 128  # as the enhancer
 
 
 class LogisticBaseline:
@@ -39,13 +42,25 @@ class LogisticBaseline:
 
 
 class SoftmaxBaseline:
-    """A LoRA adapter with a linear softmax head; the loss is -ln of the probability of the candidate set."""
+    """A LoRA adapter (none with rank 0) with a linear softmax head; the loss is the negative log-likelihood of the label, as the enhancer has it.
+
+    With label smoothing, that share of the loss is the mean of -ln p over all coordinates.
+    """
 
     def __init__(
-        self, taxonomy: Taxonomy, encoder: PromptEncoder, *, rank: int = 16, epochs: int = 6, batch_size: int = 32, lr: float = 1e-3, seed: int = 0
+        self,
+        taxonomy: Taxonomy,
+        encoder: PromptEncoder,
+        *,
+        rank: int = 16,
+        epochs: int = 6,
+        batch_size: int = 32,
+        lr: float = 1e-3,
+        smoothing: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.taxonomy, self.base = taxonomy, encoder
-        self.rank, self.epochs, self.batch_size, self.lr, self.seed = rank, epochs, batch_size, lr, seed
+        self.rank, self.epochs, self.batch_size, self.lr, self.smoothing, self.seed = rank, epochs, batch_size, lr, smoothing, seed
         self.head: nn.Linear | None = None
 
     def fit(self, prompts: Sequence[Prompt]) -> "SoftmaxBaseline":
@@ -55,24 +70,33 @@ class SoftmaxBaseline:
         if self.rank:
             self.encoder.add_lora(self.rank, seed=self.seed)
         self.head = nn.Linear(self.encoder.dim, len(self.taxonomy) + 1)
-        candidates = torch.from_numpy(encode_labels(prompts, self.taxonomy).candidates)
-        windows = self.encoder.windows([p.text for p in prompts])
-        windows = [next(w for w in windows[i:] if w.owner == n) for n, i in enumerate(_starts(windows))]
-        params = [*self.head.parameters(), *(p for p in self.encoder.model.parameters() if p.requires_grad)]
+        labels = encode_labels(prompts, self.taxonomy)
+        candidates, eta = torch.from_numpy(labels.candidates), torch.from_numpy(labels.eta)
+        windows = first_windows(self.encoder, [p.text for p in prompts], TRAIN_TOKENS)
+        frozen = None if self.rank else self.encoder.embed(windows)
+        params = [*self.head.parameters(), *(p for p in self.encoder.model.parameters() if p.requires_grad and self.rank)]
         ascent = Ascent([{"params": params, "lr": self.lr}], self.epochs * math.ceil(len(prompts) / self.batch_size))
-        self.encoder.model.train()
+        self.encoder.model.train(self.rank > 0)
         for _ in range(self.epochs):
             order = rng.permutation(len(windows)).tolist()
             chunks = [order[i : i + 16 * self.batch_size] for i in range(0, len(order), 16 * self.batch_size)]
             order = [i for chunk in chunks for i in sorted(chunk, key=lambda i: len(windows[i].ids))]
             batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
             for b in rng.permutation(len(batches)).tolist():
-                with training_autocast(self.base.device):
-                    x = self.encoder.forward(*self.encoder.collate([windows[i] for i in batches[b]]))
-                log_p = torch.log_softmax(self.head(x.float() * math.sqrt(self.encoder.dim)), dim=-1)
-                ascent.step(torch.logsumexp(log_p.masked_fill(~candidates[batches[b]], -torch.inf), dim=-1).mean())
+                rows = batches[b]
+                if frozen is None:
+                    with training_autocast(self.base.device):
+                        x = self.encoder.forward(*self.encoder.collate([windows[i] for i in rows])).float()
+                else:
+                    x = frozen[rows]
+                log_p = torch.log_softmax(self.head(x * math.sqrt(self.encoder.dim)), dim=-1)
+                S, e = candidates[rows], eta[rows]
+                any_of = torch.logsumexp(log_p.masked_fill(~S, -torch.inf), dim=-1)
+                all_of = (log_p * S).sum(-1) / S.sum(-1)
+                ascent.step(((1 - self.smoothing) * ((1 - e) * any_of + e * all_of) + self.smoothing * log_p.mean(-1)).mean())
         self.encoder.model.eval()
-        self.encoder.merge_adapter()
+        if self.rank:
+            self.encoder.merge_adapter()
         return self
 
     @torch.inference_mode()
@@ -81,8 +105,3 @@ class SoftmaxBaseline:
         assert self.head is not None
         logits = self.head(self.encoder.encode(texts) * math.sqrt(self.encoder.dim))
         return torch.softmax(logits, dim=-1).double().numpy()
-
-
-def _starts(windows: Sequence) -> list[int]:  # type: ignore[type-arg]
-    """Index of the first window of each prompt."""
-    return [i for i, w in enumerate(windows) if i == 0 or w.owner != windows[i - 1].owner]

@@ -1,4 +1,4 @@
-"""What stands beside the prompts of the embedded corpus: annotation passes, answers, and constructive declines."""
+"""What stands beside the prompts of the embedded corpus: annotation passes, answers, constructive declines, and texts outside its domain."""
 
 import importlib.resources
 from collections.abc import Mapping
@@ -29,6 +29,14 @@ def load_declines() -> dict[str, tuple[str, ...]]:
     for row in _rows("declines.jsonl"):
         out.setdefault(row["leaf"], []).append(row["text"])
     return {leaf: tuple(texts) for leaf, texts in out.items()}
+
+
+def load_out_of_domain() -> dict[str, tuple[str, ...]]:
+    """Texts outside the domain of the embedded models, by kind: `language` (other than English), `code` (bare snippets), `gibberish`. Only to measure with."""
+    out: dict[str, list[str]] = {}
+    for row in _rows("out_of_domain.jsonl"):
+        out.setdefault(row["kind"], []).append(row["text"])
+    return {kind: tuple(texts) for kind, texts in out.items()}
 
 
 def agreement(annotations: Mapping[str, tuple[Mapping[str, float], ...]], taxonomy: Taxonomy) -> dict[str, float]:

@@ -5,6 +5,7 @@ adapter cannot make reconstruction easy by emptying the embedding.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from lance.errors import DataError, ModelError
 from lance.fitting import EnhancerConfig, Fitting, TrainingRows, hold_out, new_network
 from lance.modelfiles import read_model_config, write_model_config
 from lance.network import EnhancerNetwork
+from lance.objective import conditioned_on_label
 from lance.taxonomy import Taxonomy
+
+LABEL_WEIGHT = 16.0
 
 
 class VariationalEnhancer:
@@ -152,6 +156,22 @@ class VariationalEnhancer:
         """Means d_bar of the distributions, (n, K + 1)."""
         alpha = self.predict_alpha(texts, batch_size)
         return np.asarray(alpha / alpha.sum(1, keepdims=True))
+
+    def enhance(self, prompts: Sequence[Prompt], *, label_weight: float = LABEL_WEIGHT) -> Float[np.ndarray, "n k1"]:
+        """Label enhancement of labelled prompts: the mean of q(d | x) conditioned on the label of each prompt, (n, K + 1), rows summing to 1.
+
+        `label_weight` says how many times the evidence of the prompt itself the label is worth. The default had the lowest KL to the annotated distributions
+        of the corpus's validation rows; 0 leaves the label aside.
+
+        Raises
+        ------
+        ValueError
+            When the weight is negative or not finite.
+        """
+        if not (math.isfinite(label_weight) and label_weight >= 0):
+            raise ValueError(f"label_weight must be a finite number >= 0, found {label_weight!r}")
+        alpha, labels = self.predict_alpha([p.text for p in prompts]), encode_labels(prompts, self.taxonomy)
+        return conditioned_on_label(alpha, labels.candidates, labels.eta, label_weight * alpha.sum(1))
 
     # ------------------------------------------------------------------ saving
 

@@ -21,7 +21,8 @@ class EnhancerConfig:
 
     `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `lora_rank` 0 leaves the encoder frozen. Twins always share
     a batch, so that `weights.pair` can rank them. `train_tokens` cuts long prompts, in training only. `kl_warmup` is the share of the steps over which the KL
-    weights rise from 0. Learning rates are AdamW's.
+    weights rise from 0. Learning rates are AdamW's. Without `anchors` the directions b start at random, as long as the anchors are, and nothing holds them: an
+    ablation, see chapter 7.
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
@@ -38,6 +39,7 @@ class EnhancerConfig:
     clip: float = 5.0
     kl_warmup: float = 0.25
     train_tokens: int = 128
+    anchors: bool = True
     seeds_per_anchor: int = 32
     seed: int = 0
 
@@ -76,7 +78,7 @@ class TrainingRows:
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt], labels: Labels, encoder: PromptEncoder, tokens: int) -> "TrainingRows":
-        windows = _first_windows(encoder, [p.text for p in prompts], tokens)
+        windows = first_windows(encoder, [p.text for p in prompts], tokens)
         return cls(windows, encoder.embed(windows), labels, twin_pairs(prompts))
 
 
@@ -94,7 +96,8 @@ def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, 
     net.centre.copy_(scaled.mean(0))
     net.spread.copy_(scaled.std(0).clamp_min(1e-3))
     net.prior.copy_(dirichlet_prior(len(taxonomy), base_rate))
-    net.anchors.copy_(_anchors(rows, taxonomy, encoder, net, config.seeds_per_anchor))
+    anchors = _anchors(rows, taxonomy, encoder, net, config.seeds_per_anchor)
+    net.anchors.copy_(anchors if config.anchors else anchors.norm(dim=-1).mean() * torch.nn.functional.normalize(torch.randn_like(anchors), dim=-1))
     with torch.no_grad():
         net.directions.copy_(net.anchors)
     return net.to(encoder.device)
@@ -166,7 +169,9 @@ class Fitting:
         terms = net.terms(alpha, net.scaled(self.rows.x[rows].to(self.device)))
         label = label_term(alpha, self.candidates[rows].to(self.device), self.eta[rows].to(self.device))
         means = {"label": label.mean(), "concentration": alpha.sum(-1).mean()} | {k: v.mean() for k, v in terms.items()}
-        objective = evidence_bound(self.weight[rows].to(self.device) * label, terms, w, ramp) - w.anchor * anchor_term(net.directions, net.anchors)
+        objective = evidence_bound(self.weight[rows].to(self.device) * label, terms, w, ramp)
+        if self.config.anchors:
+            objective = objective - w.anchor * anchor_term(net.directions, net.anchors)
         noncompliant, benign = self._pairs_in(index)
         means["pair"] = pair_term(alpha[noncompliant], alpha[benign]).sum() / len(index)
         objective = objective + w.pair * means["pair"]
@@ -219,7 +224,7 @@ class Fitting:
         }
 
 
-def _first_windows(encoder: PromptEncoder, texts: Sequence[str], tokens: int) -> list[Window]:
+def first_windows(encoder: PromptEncoder, texts: Sequence[str], tokens: int) -> list[Window]:
     """The beginning of each prompt, cut to a number of tokens; its last token, a special one, stays."""
     seen: dict[int, Window] = {}
     for w in encoder.windows(texts):

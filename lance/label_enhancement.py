@@ -78,7 +78,7 @@ class LabelEnhancer(BaseEstimator):  # type: ignore[misc]
         self,
         *,
         mass: float | None = 0.5,
-        evidence: float = 5.0,
+        evidence: float = 3.0,
         scale: float = 0.2,
         components: int = 200,
         softness: float = 0.01,

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -72,6 +73,21 @@ def label_term(alpha: Float[Tensor, "n k1"], candidates: Bool[Tensor, "n k1"], e
     any_of = torch.digamma((alpha * inside).sum(-1)) - total
     all_of = ((torch.digamma(alpha) - total.unsqueeze(-1)) * inside).sum(-1) / inside.sum(-1)
     return (1 - eta) * any_of + eta * all_of
+
+
+def conditioned_on_label(
+    alpha: Float[np.ndarray, "n k1"], candidates: Bool[np.ndarray, "n k1"], eta: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "n k1"]:
+    """Mean of d ~ Dir(alpha) once its label is known, with the likelihood p(S | d) of `label_term` raised to `weight`; rows sum to 1.
+
+    In closed form: d_S ~ Beta(alpha_S + weight, A - alpha_S), and within S the shares are Dirichlet of alpha_k + weight eta / |S|. With eta = 1 that is the
+    mean of Dir(alpha + weight 1_S / |S|); with eta = 0 the shares within S stay as they are.
+    """
+    inside = candidates * alpha
+    total, in_set = alpha.sum(1, keepdims=True), inside.sum(1, keepdims=True)
+    w, e = weight[:, None], eta[:, None]
+    within = (inside + w * e * candidates / candidates.sum(1, keepdims=True)) / (in_set + w * e)
+    return np.asarray(((in_set + w) * within + alpha * ~candidates) / (total + w))
 
 
 def top_set_term(d: Float[Tensor, "s n k1"], chosen: Bool[Tensor, "n k1"], mass: float | None = 0.5, softness: float = 0.01) -> Float[Tensor, "s n"]:

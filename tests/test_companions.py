@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lance.companions import agreement, disagreement, load_annotations, load_answers, load_declines
+from lance.companions import agreement, disagreement, load_annotations, load_answers, load_declines, load_out_of_domain
 from lance.corpus import Prompt, refined_prompts
 from lance.taxonomy import Taxonomy
 
@@ -75,3 +75,11 @@ def test_declines_cover_every_leaf_and_never_repeat_an_opening(taxonomy: Taxonom
     assert [t for t in texts if REFUSING.match(t)] == []
     openings = Counter(tuple(re.findall(r"[\w']+", t.lower())[:5]) for t in texts)
     assert [o for o, n in openings.items() if n > 1] == []
+
+
+def test_texts_outside_the_domain_are_no_prompts_of_the_corpus(corpus: list[Prompt]) -> None:
+    found = load_out_of_domain()
+    assert {kind: len(texts) >= 80 for kind, texts in found.items()} == {"language": True, "code": True, "gibberish": True}
+    texts = [t for kind in found.values() for t in kind]
+    assert len(set(texts)) == len(texts)
+    assert not set(texts) & {t for p in corpus for t in (p.text, *p.refined)}

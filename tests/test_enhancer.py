@@ -122,6 +122,31 @@ def test_rows_where_several_leaves_apply_raise_all_of_them(taxonomy: Taxonomy, e
     assert shares.min() > 0.2
 
 
+def test_a_known_label_pulls_the_distribution_towards_it(fitted: Callable[[str], VariationalEnhancer], rows: list[Prompt], taxonomy: Taxonomy):
+    model, some = fitted("leaf"), rows[:40]
+    inside = encode_labels(some, taxonomy).candidates
+    plain, enhanced = model.predict_proba([p.text for p in some]), model.enhance(some)
+    assert enhanced.sum(1) == pytest.approx(1)
+    assert ((enhanced * inside).sum(1) > (plain * inside).sum(1)).all()
+    assert ((enhanced * inside).sum(1) > 0.9).all()
+    assert model.enhance(some, label_weight=0.0) == pytest.approx(plain)
+    with pytest.raises(ValueError, match=r"label_weight.*-1"):
+        model.enhance(some, label_weight=-1.0)
+
+
+def test_without_anchors_the_directions_do_not_start_there(taxonomy: Taxonomy, small_encoder: PromptEncoder, few: list[Prompt]):
+    def directions(anchors: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        net = VariationalEnhancer(taxonomy, small_encoder, EnhancerConfig(epochs=1, anchors=anchors)).fit(few, []).network
+        assert net is not None
+        return net.directions, net.anchors
+
+    held, anchors = directions(True)
+    free, _ = directions(False)
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(held, anchors).min() > 0.9
+    assert cosine(free, anchors).mean() < 0.5
+
+
 def test_a_taxonomy_of_ones_own_and_a_latent_of_size_zero(encoder: PromptEncoder, rows: list[Prompt]):
     taxonomy = Taxonomy.from_dict({"name": "one", "categories": [{"key": "bad", "anchor": "something bad"}]})
     labelled = [replace(p, labels=() if p.benign else ("bad",)) for p in rows]

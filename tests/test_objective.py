@@ -16,6 +16,7 @@ from lance.objective import (
     ObjectiveWeights,
     anchor_term,
     concentrations,
+    conditioned_on_label,
     dirichlet_prior,
     kl_dirichlet,
     kl_normal,
@@ -52,6 +53,19 @@ def test_candidate_set_likelihood_agrees_with_monte_carlo():
     assert float(label_term(alpha, members(1, 3), eta(0))) == pytest.approx(float(any_of), abs=0.01)
     assert float(label_term(alpha, members(1, 3), eta(1))) == pytest.approx(float(all_of), abs=0.03)
     assert float(label_term(alpha, members(1, 3), eta(0.25))) == pytest.approx(float(0.75 * any_of + 0.25 * all_of), abs=0.02)
+
+
+@pytest.mark.parametrize("eta_value", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 1.0, 20.0])
+def test_conditioning_on_a_label_agrees_with_importance_sampling(eta_value: float, weight: float):
+    alpha, inside = row(2.0, 0.6, 1.4, 3.0), [False, True, False, True]
+    torch.manual_seed(0)
+    d = Dirichlet(alpha[0]).sample((400_000,))
+    likelihood = (1 - eta_value) * torch.log(d[:, 1] + d[:, 3]) + eta_value * 0.5 * (torch.log(d[:, 1]) + torch.log(d[:, 3]))
+    expected = (torch.softmax(weight * likelihood, dim=0)[:, None] * d).sum(0).numpy()
+    found = conditioned_on_label(alpha.numpy(), np.array([inside]), np.array([eta_value]), np.array([weight]))
+    assert found.sum() == pytest.approx(1)
+    assert found[0] == pytest.approx(expected, abs=0.006)
 
 
 def test_binary_labels_are_the_lines_of_the_book():
