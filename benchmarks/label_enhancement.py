@@ -55,8 +55,8 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray]:
     return found["features"].astype(np.float64), found["labels"].astype(np.float64)
 
 
-def ours(X: np.ndarray, L: np.ndarray, seed: int) -> np.ndarray:
-    return LabelEnhancer(random_state=seed).fit_transform(X, L)
+def ours(**settings: Any) -> Recover:
+    return lambda X, L, seed: np.asarray(LabelEnhancer(random_state=seed, **settings).fit_transform(X, L))
 
 
 def peer(name: str, *, scaled: bool = False, labels: bool = False, seeded: bool = True, **fit: Any) -> Recover:
@@ -89,7 +89,8 @@ METHODS: dict[str, Recover] = {
     "LEVI, 150 epochs": peer("LEVI", labels=True, scaled=True, epochs=150),
     "LIBLE": peer("LIBLE"),
     "ConLE": peer("ConLE", labels=True),
-    "ours": ours,
+    "ours": ours(),
+    "ours, mass not known": ours(mass=None),
 }
 DETERMINISTIC = {"uniform", "softmax of labels", "KM", "LP", "ML"}
 

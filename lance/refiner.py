@@ -237,7 +237,9 @@ class Refiner:
 
 
 def fit_threshold(enhancer: VariationalEnhancer, benign: Sequence[str], *, pass_rate: float = 0.98) -> float:
-    """t: the smallest threshold with which at least `pass_rate` of the benign prompts have U95 < t.
+    """t: the smallest threshold with which at least `pass_rate` of the benign prompts have U95 < t, or rather the middle of the gap above it.
+
+    In the middle, since at its lower end the last bits of one prompt's U95, which depend on the batch, would decide for that prompt.
 
     Raises
     ------
@@ -247,8 +249,9 @@ def fit_threshold(enhancer: VariationalEnhancer, benign: Sequence[str], *, pass_
     if not benign:
         raise ValueError("the threshold needs benign validation prompts; found none")
     upper = np.sort([d.risk_upper for d in enhancer.predict(benign)])
-    t = float(upper[min(len(upper) - 1, math.ceil(pass_rate * len(upper)) - 1)])
-    return float(np.clip(np.nextafter(t, 2), 1e-6, 1 - 1e-6))
+    last = float(upper[min(len(upper) - 1, math.ceil(pass_rate * len(upper)) - 1)])
+    beyond = upper[upper > last + 1e-9]
+    return float(np.clip((last + float(beyond[0] if len(beyond) else 1.0)) / 2, 1e-6, 1 - 1e-6))
 
 
 def log_odds_of(distribution: RejectionDistribution) -> np.ndarray:

@@ -414,13 +414,15 @@ def benign(corpus: list[Prompt]) -> list[str]:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 0.98, 1.0])
-def test_the_fitted_threshold_is_the_smallest_that_lets_enough_benign_prompts_pass(tiny_pipeline: Lance, benign: list[str], rate: float):
+def test_below_the_fitted_threshold_too_few_benign_prompts_would_pass(tiny_pipeline: Lance, benign: list[str], rate: float):
     t = fit_threshold(tiny_pipeline.enhancer, benign, pass_rate=rate)
     upper = np.array([d.risk_upper for d in tiny_pipeline.enhancer.predict(benign)])
     assert 0 < t < 1
     assert (upper < t).mean() >= rate
-    below = np.nextafter(t, 0)  # the largest smaller threshold
+    below = max(upper[upper < t], default=0.0)
     assert (upper < below).mean() < rate or rate == 0
+    beyond = min(upper[upper >= t], default=1.0)
+    assert t - below == pytest.approx(beyond - t), "in the middle of the gap, so that no prompt lies on it"
 
 
 def test_training_lets_enough_ordinary_and_enough_contrast_prompts_pass(tiny_pipeline: Lance, small_corpus: list[Prompt]):
@@ -429,8 +431,7 @@ def test_training_lets_enough_ordinary_and_enough_contrast_prompts_pass(tiny_pip
     assert all(p.twin is None for p in groups[0]) and all(p.twin for p in groups[1])
     uppers = [np.array([d.risk_upper for d in tiny_pipeline.enhancer.predict([p.text for p in rows])]) for rows in groups]
     assert all((u < tiny_pipeline.threshold).mean() >= 0.8 for u in uppers)  # the rate that the fixture asks for
-    below = np.nextafter(tiny_pipeline.threshold, 0)
-    assert any((u < below).mean() < 0.8 for u in uppers), "a smaller threshold would have done"
+    assert any((u < max(u[u < tiny_pipeline.threshold])).mean() < 0.8 for u in uppers), "a smaller threshold would have done"
 
 
 def test_a_threshold_needs_benign_prompts(tiny_pipeline: Lance):
