@@ -91,12 +91,13 @@ class Ground:
     def of(self, predict: Callable[[list[str]], Array]) -> list[Array]:
         return [predict([p.text for p in part]) for part in self.annotated]
 
-    def transductive(self, method: Callable[[Array, Array, int], Array]) -> list[Array]:
-        """A peer that recovers the rows that it is fitted on: it gets the annotated prompts with their labels, too."""
-        prompts = [*self.train, *self.annotated[0], *self.annotated[1]]
+    def transductive(self, method: Callable[[Array, Array, int], Array], most: int) -> list[Array]:
+        """A peer that recovers the rows that it is fitted on: it gets the annotated prompts with their labels, too, beside `most` training prompts."""
+        train = [self.train[i] for i in np.random.default_rng(self.seed).permutation(len(self.train))[:most]]
+        prompts = [*train, *self.annotated[0], *self.annotated[1]]
         X = self.encoder.encode([p.text for p in prompts]).numpy().astype(np.float64)
         found = method(X, encode_labels(prompts, self.taxonomy).candidates.astype(float), self.seed)
-        n, v = len(self.train), len(self.annotated[0])
+        n, v = len(train), len(self.annotated[0])
         return [found[n : n + v], found[n + v :]]
 
 
@@ -128,12 +129,13 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
         a, b = ((1 - share) * y.candidates / y.candidates.sum(1, keepdims=True) + share / y.candidates.shape[1] for y in ground.labels)
         return a, b
 
-    def peer_of(name: str, length: float = 1.0, **given: Any) -> tuple[Parameterised, list[float], float]:
+    def peer_of(name: str, length: float = 1.0, most: int = 10**9, **given: Any) -> tuple[Parameterised, list[float], float]:
         method = peer(name, **given)
-        return tempered(ground.transductive(lambda X, L, s: method(length * X, L, s))), TEMPERATURES, 1.0
+        return tempered(ground.transductive(lambda X, L, s: method(length * X, L, s), most)), TEMPERATURES, 1.0
 
     found: dict[str, Callable[[], tuple[Parameterised, list[float], float]]] = {
-        "ours": ours,
+        "ours": lambda: ours(kl_d=0.03),  # the better of the two by the KL of annotated validation prompts with labels
+        "ours, KL of d weighs 0.003": lambda: ours(kl_d=0.003),
         "softmax head": lambda: head(0.0),
         "softmax head, label smoothing": lambda: head(0.1),
         "logistic regression": lambda: probabilities(LogisticBaseline(tax, enc, seed=seed)),
@@ -141,7 +143,7 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
     if conditioned:
         found |= {
             "label smoothing": lambda: (smoothed, SHARES, 0.1),
-            "GLLE": lambda: peer_of("GLLE", length=20.0, max_iterations=100),  # embeddings of length 1, or more steps: not a number
+            "GLLE": lambda: peer_of("GLLE", length=20.0, most=1000, max_iterations=100),  # embeddings of length 1, or more rows or steps: not a number
             "LEVI, 150 epochs": lambda: peer_of("LEVI", labels=True, scaled=True, epochs=150),
         }
     return {k: v for k, v in found.items() if not names or k in names}

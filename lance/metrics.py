@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sklearn.metrics import f1_score, roc_auc_score
 
 from lance.corpus import Prompt
@@ -76,6 +76,18 @@ def expected_calibration_error(confidence: Float[np.ndarray, " n"], hit: Float[n
     order = np.argsort(confidence, kind="stable")
     parts = [b for b in np.array_split(order, bins) if len(b)]
     return float(sum(len(b) / len(confidence) * abs(hit[b].mean() - confidence[b].mean()) for b in parts))
+
+
+def risk_coverage(confidence: Float[np.ndarray, " n"], hit: Float[np.ndarray, " n"] | Bool[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+    """Selective prediction (El-Yaniv and Wiener, 2010): coverage, 1/n to 1, and the error rate among the most confident predictions that make it up.
+
+    "Risk" in the sense of that literature, an error rate; not the risk of a prompt. The mean of the error rates is the area under the curve (AURC).
+    """
+    if len(confidence) != len(hit) or not len(hit):
+        raise ValueError(f"expected one confidence a prediction and at least one, found {len(confidence)} and {len(hit)}")
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    n = np.arange(1, len(order) + 1)
+    return n / len(order), np.cumsum(1 - np.asarray(hit, dtype=np.float64)[order]) / n
 
 
 def brier(probabilities: Array, truth: np.ndarray) -> float:

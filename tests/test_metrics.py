@@ -12,7 +12,7 @@ from scipy.stats import entropy
 
 from lance import metrics
 from lance.corpus import Prompt
-from lance.metrics import DISTRIBUTION_MEASURES, classification_figures, compare_distributions, expected_calibration_error
+from lance.metrics import DISTRIBUTION_MEASURES, classification_figures, compare_distributions, expected_calibration_error, risk_coverage
 from lance.taxonomy import Taxonomy
 
 TRUE = np.array([[0.5, 0.3, 0.2]])
@@ -210,3 +210,11 @@ def test_self_bleu_draws_with_the_seed():
     texts = [f"{a} {b} {c}" for a in "abcd" for b in "efgh" for c in "ijkl"]
     assert metrics.self_bleu(texts, most=10, seed=1) == metrics.self_bleu(texts, most=10, seed=1)
     assert len({metrics.self_bleu(texts, most=10, seed=s) for s in range(5)}) > 1
+
+
+def test_risk_coverage_starts_with_the_most_confident():
+    coverage, error = risk_coverage(np.array([0.2, 0.9, 0.5]), np.array([0.0, 1.0, 0.0]))
+    assert coverage.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert error.tolist() == pytest.approx([0, 1 / 2, 2 / 3])
+    with pytest.raises(ValueError, match="one confidence a prediction"):
+        risk_coverage(np.array([]), np.array([]))

@@ -97,6 +97,10 @@ def every_figure(taxonomy: Taxonomy, prompts: list[Prompt], distribution: Reject
         "training_curves": lambda **k: plots.training_curves(history, **k),
         "learning_curve": lambda **k: plots.learning_curve(curve_frame(), measure="auroc", label="AUROC", **k),
         "reliability_diagram": lambda **k: plots.reliability_diagram(conf, conf > 0.5, **k),
+        "risk_coverage_curve": lambda **k: plots.risk_coverage_curve(conf, conf > 0.5, **k),
+        "mean_distributions": lambda **k: plots.mean_distributions(
+            np.full((2, len(taxonomy.keys)), 1 / len(taxonomy.keys)), ["benign", "privacy"], taxonomy, **k
+        ),
         "risk_histogram": lambda **k: plots.risk_histogram([0.1, 0.9], ["benign", "privacy"], taxonomy, **k),
     }
 
@@ -374,3 +378,25 @@ def test_risk_histogram_stacks_categories(taxonomy):
     assert ax.lines[0].get_xdata()[0] == 0.6
     with pytest.raises(ValueError, match="one key a risk"):
         plots.risk_histogram([0.1], keys, taxonomy)
+
+
+def test_risk_coverage_curve_shows_the_error_rate_of_the_most_confident():
+    ax = plots.risk_coverage_curve(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True]), label="all")
+    x, y = ax.lines[0].get_data()
+    assert list(x) == [0.25, 0.5, 0.75, 1.0]
+    assert list(y) == pytest.approx([0, 0, 1 / 3, 0.25])
+    assert "AURC 0.146" in ax.get_legend().get_texts()[0].get_text()
+
+
+def test_mean_distributions_are_averaged_by_true_leaf(taxonomy):
+    n = len(taxonomy.keys)
+    means = np.full((3, n), 0.0)
+    means[0, 0], means[1, taxonomy.index("privacy")], means[2, 0] = 1.0, 1.0, 1.0
+    ax = plots.mean_distributions(means, ["benign", "privacy", "privacy"], taxonomy)
+    values = np.asarray(next(c for c in ax.collections if isinstance(c, QuadMesh)).get_array()).reshape(2, n)
+    assert values[0, 0] == 100
+    assert values[1, [0, taxonomy.index("privacy")]] == pytest.approx([50, 50])
+    assert [t.get_text() for t in ax.texts if t.get_text()] == ["100", "50", "50"]
+    assert ax.get_yticklabels()[1].get_text().endswith("(2)")
+    with pytest.raises(ValueError, match="one key a row"):
+        plots.mean_distributions(means, ["benign"], taxonomy)

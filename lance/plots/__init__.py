@@ -5,7 +5,17 @@ applied inside each function and leaves the user's settings alone; for a figure 
 """
 
 from lance.plots.base import GREY, INK, PALE, category_colour, leaf_colour, memberships, style
-from lance.plots.measures import compliance_rates, learning_curve, measure_by_category, opening_shares, reliability_diagram, risk_histogram, training_curves
+from lance.plots.measures import (
+    compliance_rates,
+    learning_curve,
+    mean_distributions,
+    measure_by_category,
+    opening_shares,
+    reliability_diagram,
+    risk_coverage_curve,
+    risk_histogram,
+    training_curves,
+)
 from lance.plots.prompts import cooccurrence, dirichlet_simplex, disagreement_map, distribution_bars, leaf_counts, prompt_lengths, twin_map
 
 __all__ = [
@@ -21,11 +31,13 @@ __all__ = [
     "leaf_colour",
     "leaf_counts",
     "learning_curve",
+    "mean_distributions",
     "measure_by_category",
     "memberships",
     "opening_shares",
     "prompt_lengths",
     "reliability_diagram",
+    "risk_coverage_curve",
     "risk_histogram",
     "style",
     "training_curves",

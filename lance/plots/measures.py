@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from lance.metrics import expected_calibration_error
+from lance.metrics import expected_calibration_error, risk_coverage
 from lance.plots.base import CONTRAST, GREY, INK, MARKERS, PALE, axes_of, category_colour, name_of, styled
 from lance.taxonomy import Taxonomy
 
@@ -170,4 +171,36 @@ def risk_histogram(
         ax.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
     ax.set(xlim=(0, 1), xlabel="risk", ylabel="prompts")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=3)
+    return ax
+
+
+@styled
+def risk_coverage_curve(confidence: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"], *, label: str = "", ax: Axes | None = None) -> Axes:
+    """Error rate among the most confident predictions against their share; the legend gives the mean (AURC). Call it again on the same Axes to compare."""
+    coverage, error = risk_coverage(confidence, hit)
+    ax = axes_of(ax, 4.6, 3.2)
+    ax.plot(coverage, error, label=f"{label}, AURC {error.mean():.3f}" if label else f"AURC {error.mean():.3f}")
+    ax.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage: share of prompts that get a prediction", ylabel="error rate among them")
+    ax.legend(loc="upper left")
+    return ax
+
+
+@styled
+def mean_distributions(means: Float[np.ndarray, "n k1"], keys: Sequence[str], taxonomy: Taxonomy, *, ax: Axes | None = None) -> Axes:
+    """Heat map of mean distributions: a row for each true leaf (or benign), a column for each coordinate; numbers are percentages from 5 up.
+
+    `keys` has the true leaf of each prompt, or `benign`.
+    """
+    if len(means) != len(keys):
+        raise ValueError(f"expected one key a row, found {len(keys)} keys for {len(means)} rows")
+    present = [k for k in taxonomy.keys if k in set(keys)]
+    given = np.array(keys)
+    table = np.stack([means[given == k].mean(0) for k in present])
+    rows = [f"{name_of(taxonomy, k)} ({int((given == k).sum())})" for k in present]
+    frame = pd.DataFrame(100 * table, index=pd.Index(rows), columns=pd.Index([name_of(taxonomy, k) for k in taxonomy.keys]))
+    ax = axes_of(ax, 3.2 + 0.36 * len(taxonomy.keys), 2.0 + 0.27 * len(present))
+    text = frame.map(lambda v: f"{v:.0f}" if v >= 5 else "")
+    cmap = sns.light_palette("#0072B2", as_cmap=True)
+    sns.heatmap(frame, annot=text, fmt="", annot_kws={"size": 7}, cmap=cmap, vmin=0, vmax=100, cbar=False, linewidths=0.5, ax=ax)
+    ax.grid(visible=False)
     return ax
