@@ -134,8 +134,8 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
         return tempered(ground.transductive(lambda X, L, s: method(length * X, L, s), most)), TEMPERATURES, 1.0
 
     found: dict[str, Callable[[], tuple[Parameterised, list[float], float]]] = {
-        "ours": lambda: ours(kl_d=0.03),  # the better of the two by the KL of annotated validation prompts with labels
-        "ours, KL of d weighs 0.003": lambda: ours(kl_d=0.003),
+        "ours": ours,
+        "ours, KL of d weighs 0.03": lambda: ours(kl_d=0.03),
         "softmax head": lambda: head(0.0),
         "softmax head, label smoothing": lambda: head(0.1),
         "logistic regression": lambda: probabilities(LogisticBaseline(tax, enc, seed=seed)),

@@ -26,11 +26,11 @@ class EnhancerConfig:
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
-    layers: int = 2
-    hidden: int = 128
+    layers: int = 1
+    hidden: int = 256
     latent_dim: int = 10
-    dropout: float = 0.1
-    epochs: int = 40
+    dropout: float = 0.5
+    epochs: int = 30
     batch_size: int = 128
     lr: float = 2e-3
     lora_rank: int = 0
@@ -56,7 +56,16 @@ class EnhancerConfig:
     @classmethod
     def lora(cls, **changes: Any) -> "EnhancerConfig":
         """The settings of the shipped weights: a LoRA adapter trained jointly, fewer epochs, smaller batches."""
-        given: dict[str, Any] = {"lora_rank": 16, "layers": 0, "epochs": 2, "batch_size": 32, "lr": 1e-3, "lora_lr": 2e-3} | changes
+        given: dict[str, Any] = {
+            "lora_rank": 16,
+            "layers": 0,
+            "hidden": 128,
+            "dropout": 0.1,
+            "epochs": 2,
+            "batch_size": 32,
+            "lr": 1e-3,
+            "lora_lr": 2e-3,
+        } | changes
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:

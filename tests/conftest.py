@@ -158,7 +158,7 @@ def tiny_folder(small_corpus: list[Prompt], taxonomy: Taxonomy, encoder: PromptE
         train_rows = [p for p in small_corpus if p.split == "train"]
         validation = [p for p in small_corpus if p.split == "validation"]
         data = TrainingSet(augmented(train_rows, taxonomy), augmented(validation, taxonomy), {"small corpus": len(train_rows)})
-        config = EnhancerConfig(epochs=40, batch_size=32, hidden=48, latent_dim=4)
+        config = EnhancerConfig(epochs=40, batch_size=32, layers=2, hidden=48, latent_dim=4, dropout=0.1)
         train(data, taxonomy=taxonomy, encoder=encoder, config=config, exemplars=train_rows, pass_rate=0.8, contrast_pass_rate=0.8).save_pretrained(folder)
 
     return made_once(tmp_path_factory, "tiny-model", make)

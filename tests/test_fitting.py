@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from builders import bert_folder
 
 from lance.corpus import Prompt, encode_labels
 from lance.encoder import PromptEncoder
 from lance.fitting import EnhancerConfig, Fitting, TrainingRows, hold_out, new_network, twin_pairs
 from lance.objective import ObjectiveWeights
 from lance.taxonomy import Taxonomy
-from tests.builders import bert_folder
 
 
 @pytest.fixture(scope="module")
