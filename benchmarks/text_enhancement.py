@@ -33,7 +33,8 @@ from sklearn.metrics import roc_auc_score
 from lance import VariationalEnhancer, load_corpus
 from lance.baselines import LogisticBaseline, SoftmaxBaseline
 from lance.corpus import Prompt, encode_labels
-from lance.encoder import PromptEncoder, Window
+from lance.encoder import PromptEncoder
+from lance.enhancer import LABEL_WEIGHT
 from lance.fitting import EnhancerConfig
 from lance.metrics import DISTRIBUTION_MEASURES, compare_distributions
 from lance.objective import ObjectiveWeights, conditioned_on_label
@@ -44,25 +45,6 @@ Parameterised = Callable[[float], tuple[Array, Array]]  # parameter -> distribut
 TEMPERATURES = [float(t) for t in np.geomspace(0.1, 10, 41)]
 WEIGHTS = [float(w) for w in np.geomspace(0.5, 128, 33)]
 SHARES = [float(s) for s in np.linspace(0.005, 0.3, 60)]
-
-
-class Remembering(PromptEncoder):
-    """An encoder that embeds each window once: all methods and seeds read the same frozen embeddings."""
-
-    known: dict[tuple[int, ...], torch.Tensor]
-
-    @classmethod
-    def of(cls, encoder: PromptEncoder) -> "Remembering":
-        out = cls.__new__(cls)
-        out.__dict__.update(encoder.__dict__)
-        out.known = {}
-        return out
-
-    def embed(self, windows: Sequence[Window], batch_size: int | None = None) -> torch.Tensor:
-        new = list({w.ids: w for w in windows if w.ids not in self.known}.values())
-        if new:
-            self.known.update(zip((w.ids for w in new), super().embed(new, batch_size), strict=True))
-        return torch.stack([self.known[w.ids] for w in windows])
 
 
 class Ground:
@@ -116,11 +98,11 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
     def ours(**weights: float) -> tuple[Parameterised, list[float], float]:
         model = VariationalEnhancer(tax, enc, EnhancerConfig(seed=seed, weights=ObjectiveWeights(**weights))).fit(ground.train, ground.validation)
         alpha = ground.of(model.predict_alpha)
-        return ((lambda w: ground.conditioned(alpha, w)), WEIGHTS, 16.0) if conditioned else (tempered(alpha), TEMPERATURES, 1.0)
+        return ((lambda w: ground.conditioned(alpha, w)), WEIGHTS, LABEL_WEIGHT) if conditioned else (tempered(alpha), TEMPERATURES, 1.0)
 
     def probabilities(model: Any) -> tuple[Parameterised, list[float], float]:
         p = ground.of(model.fit(ground.train).predict_proba)
-        return ((lambda w: ground.conditioned([q + 1e-9 for q in p], w)), WEIGHTS, 16.0) if conditioned else (tempered(p), TEMPERATURES, 1.0)
+        return ((lambda w: ground.conditioned([q + 1e-9 for q in p], w)), WEIGHTS, LABEL_WEIGHT) if conditioned else (tempered(p), TEMPERATURES, 1.0)
 
     def head(smoothing: float) -> tuple[Parameterised, list[float], float]:
         return probabilities(SoftmaxBaseline(tax, enc, rank=0, epochs=40, batch_size=128, lr=2e-3, smoothing=smoothing, seed=seed))
@@ -150,7 +132,7 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
 
 
 def recover(args: argparse.Namespace) -> None:
-    encoder, conditioned = Remembering.of(PromptEncoder.from_pretrained()), args.action == "recover"
+    encoder, conditioned = PromptEncoder.from_pretrained(remember=True), args.action == "recover"
     for seed in args.seeds:
         ground = Ground(Taxonomy.builtin(), encoder, seed, args.rows)
         for name, make in methods(ground, conditioned, args.methods).items():
@@ -164,7 +146,7 @@ def recover(args: argparse.Namespace) -> None:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    tax, encoder = Taxonomy.builtin(), Remembering.of(PromptEncoder.from_pretrained())
+    tax, encoder = Taxonomy.builtin(), PromptEncoder.from_pretrained(remember=True)
 
     def category(p: Prompt) -> Prompt:
         return replace(p, labels=tuple(dict.fromkeys(tax[k].parent or k for k in p.labels))[:1])
@@ -222,7 +204,8 @@ def table(args: argparse.Namespace) -> None:
         print(f"\n# {action}\n" + mean.drop(columns="action").round(4).to_string())
         parts.append(mean.reset_index())
     if args.csv:
-        pd.concat(parts).round(5).to_csv(args.csv, index=False)
+        written = pd.concat(parts)
+        written[written.get("chosen", "") != "none"].round(5).to_csv(args.csv, index=False)
 
 
 def main() -> None:

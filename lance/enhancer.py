@@ -26,7 +26,7 @@ from lance.network import EnhancerNetwork
 from lance.objective import conditioned_on_label
 from lance.taxonomy import Taxonomy
 
-LABEL_WEIGHT = 16.0
+LABEL_WEIGHT = 8.0
 
 
 class VariationalEnhancer:
