@@ -180,8 +180,10 @@ def risk_coverage_curve(confidence: Float[np.ndarray, " n"], hit: Bool[np.ndarra
     coverage, error = risk_coverage(confidence, hit)
     ax = axes_of(ax, 4.6, 3.2)
     ax.plot(coverage, error, label=f"{label}, AURC {error.mean():.3f}" if label else f"AURC {error.mean():.3f}")
-    ax.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage: share of prompts that get a prediction", ylabel="error rate among them")
-    ax.legend(loc="upper left")
+    drawn = [np.asarray(line.get_ydata(), dtype=np.float64) for line in ax.lines]
+    top = max(float(y[len(y) // 20 :].max()) for y in drawn)  # the first few predictions are noise
+    ax.set(xlim=(0, 1), ylim=(0, 1.08 * top + 1e-3), xlabel="coverage: share of prompts that get a prediction", ylabel="error rate among them")
+    ax.legend(loc="lower right")
     return ax
 
 
