@@ -1,10 +1,11 @@
 """Label enhancement of prompts, on a frozen encoder: distributions against annotated ones, and what kind of supervision identifies what.
 
-usage: .venv/bin/pip install -e .[peers]; .venv/bin/python benchmarks/text_enhancement.py recover|predict|sweep|table [options]
+usage: .venv/bin/pip install -e .[peers]; .venv/bin/python benchmarks/text_enhancement.py recover|predict|sweep|ablate|table [options]
 
 recover  the distributions of labelled test prompts, recovered from their embeddings and labels, against the annotated ones
 predict  the same without their labels, where a method can do so
 sweep    supervision from "unsafe" alone to leaves, with and without anchors and reconstruction: what identifies what
+ablate   the enhancer with one part taken away or changed: what each is worth, with all leaf labels
 table    means and spreads over the seeds; --csv writes them as the book reads them
 
 Every method gets the same prompts of the embedded corpus (all with several labels, and --rows others, drawn by the seed), their embeddings and their labels;
@@ -32,11 +33,13 @@ from sklearn.metrics import roc_auc_score
 
 from lance import VariationalEnhancer, load_corpus
 from lance.baselines import LogisticBaseline, SoftmaxBaseline
+from lance.calibration import fit_temperature, temper
+from lance.companions import load_out_of_domain
 from lance.corpus import Prompt, encode_labels
 from lance.encoder import PromptEncoder
 from lance.enhancer import LABEL_WEIGHT
 from lance.fitting import EnhancerConfig
-from lance.metrics import DISTRIBUTION_MEASURES, compare_distributions
+from lance.metrics import DISTRIBUTION_MEASURES, classification_figures, compare_distributions
 from lance.objective import ObjectiveWeights, conditioned_on_label
 from lance.taxonomy import BENIGN, Taxonomy
 
@@ -171,7 +174,9 @@ def sweep(args: argparse.Namespace) -> None:
             for anchors in (True, False):
                 for reconstruction in (True, False):
                     weights = ObjectiveWeights(reconstruction=args.reconstruction if reconstruction else 0.0, kl_d=0.03)
-                    config = EnhancerConfig(seed=seed, anchors=anchors, seeds_per_anchor=0 if name != "leaves" else 32, weights=weights)
+                    config = EnhancerConfig(
+                        seed=seed, anchors="taxonomy" if anchors else "none", seeds_per_anchor=0 if name != "leaves" else 32, weights=weights
+                    )
                     model = VariationalEnhancer(tax, encoder, config).fit(rows, [])
                     p = model.predict_proba([q.text for q in single])
                     p[:, 0] = 0
@@ -186,6 +191,47 @@ def sweep(args: argparse.Namespace) -> None:
                     write(args, {"action": "sweep", "method": name, "anchors": anchors, "reconstruction": reconstruction, "seed": seed} | figures)
 
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "no reconstruction": {"weights": ObjectiveWeights(reconstruction=0.0)},
+    "no anchors": {"anchors": "none"},
+    "permuted anchors": {"anchors": "permuted"},
+    "flat prior": {"prior": "flat"},
+    "no pair term": {"weights": ObjectiveWeights(pair=0.0)},
+    "no z": {"latent_dim": 0},
+    "KL of d weighs 0": {"weights": ObjectiveWeights(kl_d=0.0)},
+    "KL of d weighs 0.1": {"weights": ObjectiveWeights(kl_d=0.1)},
+}
+
+
+def ablate(args: argparse.Namespace) -> None:
+    tax, encoder = Taxonomy.builtin(), PromptEncoder.from_pretrained(remember=True)
+    for seed in args.seeds:
+        ground = Ground(tax, encoder, seed, args.rows)
+        outside = [t for texts in load_out_of_domain().values() for t in texts]
+        for name, changes in ABLATIONS.items():
+            model = VariationalEnhancer(tax, encoder, EnhancerConfig(seed=seed, **changes)).fit(ground.train, ground.validation)
+            write(args, {"action": "ablate", "method": name, "seed": seed} | judged(ground, model.predict_alpha, outside))
+        head = SoftmaxBaseline(tax, encoder, rank=0, epochs=30, batch_size=128, lr=2e-3, seed=seed).fit(ground.train)
+        t = fit_temperature(head.predict_proba([p.text for p in ground.validation]) + 1e-9, encode_labels(ground.validation, tax))
+        figures = judged(ground, lambda texts: temper(head.predict_proba(texts) + 1e-9, t), outside)  # noqa: B023 - called at once
+        write(args, {"action": "ablate", "method": "softmax point estimate", "seed": seed} | figures)
+
+
+def judged(ground: Ground, alpha: Callable[[list[str]], Array], outside: list[str]) -> dict[str, float]:
+    """Figures on the test split, from concentrations or, for a point estimate, probabilities (whose vacuity is the same for all)."""
+    a = alpha([p.text for p in ground.test])
+    p = a / a.sum(1, keepdims=True)
+    figures = {k: v for k, v in classification_figures(p, ground.test, ground.taxonomy).items() if k in ("macro_f1", "auroc", "ece", "nll", "leaf_f1")}
+    index = {q.id: i for i, q in enumerate(ground.test)}
+    pairs = [(i, index[q.twin]) for q, i in ((q, index[q.id]) for q in ground.test) if not q.benign and q.twin in index]
+    figures["twins"] = float(np.mean([p[i, 0] < p[j, 0] for i, j in pairs]))
+    annotated = alpha([q.text for q in ground.annotated[1]])
+    figures["KL"] = compare_distributions(ground.truth[1], annotated / annotated.sum(1, keepdims=True))["KL"]
+    figures["outside"] = float(roc_auc_score([0] * len(a) + [1] * len(outside), -np.r_[a.sum(1), alpha(outside).sum(1)].round(9)))
+    return figures
+
+
 def write(args: argparse.Namespace, record: dict[str, Any]) -> None:
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}), flush=True)
     args.results.parent.mkdir(parents=True, exist_ok=True)
@@ -197,8 +243,11 @@ def table(args: argparse.Namespace) -> None:
     frame = pd.DataFrame([json.loads(line) for line in args.results.read_text().splitlines()])
     parts = []
     for action, given in frame.groupby("action"):
-        keys = ["method", "anchors", "reconstruction"] if action == "sweep" else ["method", "chosen"]
-        measures = ["AUROC", "category", "leaf", "KL"] if action == "sweep" else ["value", "seconds", *(m.name for m in DISTRIBUTION_MEASURES)]
+        keys, measures = ["method", "chosen"], ["value", "seconds", *(m.name for m in DISTRIBUTION_MEASURES)]
+        if action == "sweep":
+            keys, measures = ["method", "anchors", "reconstruction"], ["AUROC", "category", "leaf", "KL"]
+        elif action == "ablate":
+            keys, measures = ["method"], ["macro_f1", "auroc", "ece", "nll", "leaf_f1", "twins", "KL", "outside"]
         found = given.groupby(keys)[measures]
         mean = found.mean().join(found.std().fillna(0.0).rename(columns=lambda c: f"{c} sd")).assign(seeds=found.size(), action=action)
         print(f"\n# {action}\n" + mean.drop(columns="action").round(4).to_string())
@@ -210,7 +259,7 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("recover", "predict", "sweep", "table"))
+    parser.add_argument("action", choices=("recover", "predict", "sweep", "ablate", "table"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=4000, help="training prompts with at most one label")
     parser.add_argument("--methods", nargs="+", default=[])
@@ -221,7 +270,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    {"recover": recover, "predict": recover, "sweep": sweep, "table": table}[args.action](args)
+    {"recover": recover, "predict": recover, "sweep": sweep, "ablate": ablate, "table": table}[args.action](args)
 
 
 if __name__ == "__main__":

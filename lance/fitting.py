@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ class EnhancerConfig:
 
     `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `lora_rank` 0 leaves the encoder frozen. Twins always share
     a batch, so that `weights.pair` can rank them. `train_tokens` cuts long prompts, in training only. `kl_warmup` is the share of the steps over which the KL
-    weights rise from 0. Learning rates are AdamW's. Without `anchors` the directions b start at random, as long as the anchors are, and nothing holds them: an
-    ablation, see chapter 7.
+    weights rise from 0. Learning rates are AdamW's. For ablations: `anchors` "permuted" ties each leaf to the anchor of the next one, "none" lets the
+    directions b start at random, as long as the anchors are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1).
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
@@ -39,7 +39,8 @@ class EnhancerConfig:
     clip: float = 5.0
     kl_warmup: float = 0.25
     train_tokens: int = 128
-    anchors: bool = True
+    anchors: Literal["taxonomy", "permuted", "none"] = "taxonomy"
+    prior: Literal["base_rate", "flat"] = "base_rate"
     seeds_per_anchor: int = 32
     seed: int = 0
 
@@ -50,6 +51,9 @@ class EnhancerConfig:
         for name in ("lr", "lora_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, found {getattr(self, name)!r}")
+        for name, values in (("anchors", ("taxonomy", "permuted", "none")), ("prior", ("base_rate", "flat"))):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
         if not 0 <= self.kl_warmup <= 1 or self.latent_dim < 0 or self.lora_rank < 0 or not 0 <= self.dropout < 1:
             raise ValueError("expected kl_warmup in [0, 1], dropout in [0, 1), latent_dim >= 0 and lora_rank >= 0")
 
@@ -104,9 +108,14 @@ def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, 
     scaled = net.scaled(rows.x)
     net.centre.copy_(scaled.mean(0))
     net.spread.copy_(scaled.std(0).clamp_min(1e-3))
-    net.prior.copy_(dirichlet_prior(len(taxonomy), base_rate))
+    if config.prior == "base_rate":
+        net.prior.copy_(dirichlet_prior(len(taxonomy), base_rate))
     anchors = _anchors(rows, taxonomy, encoder, net, config.seeds_per_anchor)
-    net.anchors.copy_(anchors if config.anchors else anchors.norm(dim=-1).mean() * torch.nn.functional.normalize(torch.randn_like(anchors), dim=-1))
+    if config.anchors == "permuted":
+        anchors = anchors.roll(-1, dims=0)
+    elif config.anchors == "none":
+        anchors = anchors.norm(dim=-1).mean() * torch.nn.functional.normalize(torch.randn_like(anchors), dim=-1)
+    net.anchors.copy_(anchors)
     with torch.no_grad():
         net.directions.copy_(net.anchors)
     return net.to(encoder.device)
@@ -179,7 +188,7 @@ class Fitting:
         label = label_term(alpha, self.candidates[rows].to(self.device), self.eta[rows].to(self.device))
         means = {"label": label.mean(), "concentration": alpha.sum(-1).mean()} | {k: v.mean() for k, v in terms.items()}
         objective = evidence_bound(self.weight[rows].to(self.device) * label, terms, w, ramp)
-        if self.config.anchors:
+        if self.config.anchors != "none":
             objective = objective - w.anchor * anchor_term(net.directions, net.anchors)
         noncompliant, benign = self._pairs_in(index)
         means["pair"] = pair_term(alpha[noncompliant], alpha[benign]).sum() / len(index)

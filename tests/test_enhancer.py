@@ -135,16 +135,25 @@ def test_a_known_label_pulls_the_distribution_towards_it(fitted: Callable[[str],
 
 
 def test_without_anchors_the_directions_do_not_start_there(taxonomy: Taxonomy, small_encoder: PromptEncoder, few: list[Prompt]):
-    def directions(anchors: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def directions(anchors: str) -> tuple[torch.Tensor, torch.Tensor]:
         net = VariationalEnhancer(taxonomy, small_encoder, EnhancerConfig(epochs=1, anchors=anchors)).fit(few, []).network
         assert net is not None
         return net.directions, net.anchors
 
-    held, anchors = directions(True)
-    free, _ = directions(False)
+    held, anchors = directions("taxonomy")
+    free, _ = directions("none")
+    moved, permuted = directions("permuted")
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(held, anchors).min() > 0.9
     assert cosine(free, anchors).mean() < 0.5
+    assert permuted == pytest.approx(anchors.roll(-1, 0))
+    assert cosine(moved, permuted).min() > 0.9
+
+
+def test_a_flat_prior_is_dirichlet_of_ones(taxonomy: Taxonomy, small_encoder: PromptEncoder, few: list[Prompt]):
+    net = VariationalEnhancer(taxonomy, small_encoder, EnhancerConfig(epochs=1, prior="flat")).fit(few, []).network
+    assert net is not None
+    assert (net.prior == 1).all()
 
 
 def test_a_taxonomy_of_ones_own_and_a_latent_of_size_zero(encoder: PromptEncoder, rows: list[Prompt]):
