@@ -29,7 +29,7 @@ class Codes(NamedTuple):
 
 @torch.no_grad()
 def codes(enhancer: VariationalEnhancer, texts: Sequence[str]) -> Codes:
-    """Embedding, content and distribution of each prompt, of its first window.
+    """Embedding, content and distribution of each prompt; the embedding of a long one is the mean over its windows.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def codes(enhancer: VariationalEnhancer, texts: Sequence[str]) -> Codes:
 def traverse(enhancer: VariationalEnhancer, found: Codes, leaf: str, strength: float = 1.0) -> Float[np.ndarray, "n d"]:
     """Embeddings of the same prompts with another distribution: x - sum_k d_k b_k + strength b_leaf. Content z and noise stay as they are.
 
-    A strength above 1 leaves the simplex: it moves on in the direction of the leaf.
+    `leaf` may be `benign`, which adds no direction. A strength above 1 leaves the simplex: it moves on in the direction of the leaf.
 
     Raises
     ------
@@ -58,7 +58,8 @@ def traverse(enhancer: VariationalEnhancer, found: Codes, leaf: str, strength: f
     net = enhancer.network
     assert net is not None
     b = net.directions.detach().numpy()
-    return np.asarray(found.x - found.d_bar[:, 1:] @ b + strength * b[k - 1])
+    towards = np.zeros_like(b[0]) if k == 0 else b[k - 1]
+    return np.asarray(found.x - found.d_bar[:, 1:] @ b + strength * towards)
 
 
 def twin_ranks(vectors: Float[np.ndarray, "n f"], prompts: Sequence[Prompt]) -> np.ndarray:

@@ -46,6 +46,8 @@ def test_a_traversal_moves_towards_the_leaf_and_only_there(shipped: VariationalE
     near, far = (traverse(shipped, found, "copyright", s) for s in (1.0, 3.0))
     b = shipped.network.directions.numpy()[taxonomy.index("copyright") - 1]  # type: ignore[union-attr]
     assert far - near == pytest.approx(np.tile(2 * b, (20, 1)), abs=1e-4)
+    directions = shipped.network.directions.numpy()  # type: ignore[union-attr]
+    assert traverse(shipped, found, "benign") == pytest.approx(found.x - found.d_bar[:, 1:] @ directions, abs=1e-4)
     with pytest.raises(TaxonomyError, match="nonsense"):
         traverse(shipped, found, "nonsense")
 
