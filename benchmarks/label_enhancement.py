@@ -31,6 +31,7 @@ from scipy.special import softmax
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import MinMaxScaler
 
+from lance.calibration import temper
 from lance.label_enhancement import LabelEnhancer, logical_labels
 from lance.metrics import DISTRIBUTION_MEASURES, compare_distributions
 from lance.objective import ObjectiveWeights
@@ -106,14 +107,10 @@ def measure(name: str, method: str, seeds: list[int], out: Any) -> None:
         start = time.perf_counter()
         found = METHODS[method](X, L, seed)
         seconds = time.perf_counter() - start
-        tempered = {str(t): compare_distributions(D, temper(found, t)) for t in TEMPERATURES}
+        tempered = {str(t): compare_distributions(D, temper(np.clip(found, 1e-12, None) / found.sum(1, keepdims=True), t)) for t in TEMPERATURES}
         record = {"set": name, "method": method, "seed": seed, "seconds": seconds, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
         out.put(record | {"measures": compare_distributions(D, found), "tempered": tempered})
     out.put(None)
-
-
-def temper(p: np.ndarray, t: float) -> np.ndarray:
-    return np.asarray(softmax(np.log(np.clip(p, 1e-12, None)) / t, axis=1))
 
 
 def run(args: argparse.Namespace) -> None:

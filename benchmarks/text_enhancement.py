@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 from label_enhancement import peer
-from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from lance import VariationalEnhancer, load_corpus
@@ -38,10 +37,10 @@ from lance.companions import load_out_of_domain
 from lance.corpus import Prompt, encode_labels
 from lance.encoder import PromptEncoder
 from lance.enhancer import LABEL_WEIGHT
-from lance.fitting import EnhancerConfig
+from lance.fitting import EnhancerConfig, twin_pairs
 from lance.metrics import DISTRIBUTION_MEASURES, classification_figures, compare_distributions
 from lance.objective import ObjectiveWeights, conditioned_on_label
-from lance.taxonomy import BENIGN, Taxonomy
+from lance.taxonomy import Taxonomy
 
 Array = np.ndarray
 Parameterised = Callable[[float], tuple[Array, Array]]  # parameter -> distributions of the validation and of the test prompts
@@ -65,8 +64,7 @@ class Ground:
         self.labels = [encode_labels(part, taxonomy) for part in self.annotated]
 
     def _distributions(self, prompts: Sequence[Prompt]) -> Array:
-        keys = [BENIGN, *(k for k in self.taxonomy.keys if k != BENIGN)]
-        return np.array([[(p.distribution or {}).get(k, 0.0) for k in keys] for p in prompts])
+        return np.array([[(p.distribution or {}).get(k, 0.0) for k in self.taxonomy.keys] for p in prompts])
 
     def conditioned(self, alpha: Sequence[Array], weight: float) -> tuple[Array, Array]:
         """Validation and test distributions, given concentrations (or probabilities) and the labels."""
@@ -88,7 +86,7 @@ class Ground:
 
 def tempered(p: Sequence[Array]) -> Parameterised:
     def at(t: float) -> tuple[Array, Array]:
-        a, b = (softmax(np.log(np.clip(q, 1e-12, None)) / t, axis=1) for q in p)
+        a, b = (temper(np.clip(q, 1e-12, None) / q.sum(1, keepdims=True), t) for q in p)
         return a, b
 
     return at
@@ -96,7 +94,7 @@ def tempered(p: Sequence[Array]) -> Parameterised:
 
 def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str, Callable[[], tuple[Parameterised, list[float], float]]]:
     """name -> what gives the distributions by a parameter, the values tried, and the value that stands for 'as it is'."""
-    tax, enc, seed = ground.taxonomy, ground.encoder, ground.seed
+    tax, enc, seed, own = ground.taxonomy, ground.encoder, ground.seed, EnhancerConfig()
 
     def ours(**weights: float) -> tuple[Parameterised, list[float], float]:
         model = VariationalEnhancer(tax, enc, EnhancerConfig(seed=seed, weights=ObjectiveWeights(**weights))).fit(ground.train, ground.validation)
@@ -107,8 +105,9 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
         p = ground.of(model.fit(ground.train).predict_proba)
         return ((lambda w: ground.conditioned([q + 1e-9 for q in p], w)), WEIGHTS, LABEL_WEIGHT) if conditioned else (tempered(p), TEMPERATURES, 1.0)
 
-    def head(smoothing: float) -> tuple[Parameterised, list[float], float]:
-        return probabilities(SoftmaxBaseline(tax, enc, rank=0, epochs=40, batch_size=128, lr=2e-3, smoothing=smoothing, seed=seed))
+    def head(smoothing: float = 0.0, hidden: int = 0, dropout: float = 0.0, epochs: int = 40) -> tuple[Parameterised, list[float], float]:
+        model = SoftmaxBaseline(tax, enc, rank=0, epochs=epochs, batch_size=128, lr=2e-3, smoothing=smoothing, hidden=hidden, dropout=dropout, seed=seed)
+        return probabilities(model)
 
     def smoothed(share: float) -> tuple[Array, Array]:
         a, b = ((1 - share) * y.candidates / y.candidates.sum(1, keepdims=True) + share / y.candidates.shape[1] for y in ground.labels)
@@ -121,8 +120,10 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
     found: dict[str, Callable[[], tuple[Parameterised, list[float], float]]] = {
         "ours": ours,
         "ours, KL of d weighs 0.03": lambda: ours(kl_d=0.03),
-        "softmax head": lambda: head(0.0),
+        "softmax head": head,
         "softmax head, label smoothing": lambda: head(0.1),
+        "softmax head, our trunk": lambda: head(hidden=own.hidden, dropout=own.dropout, epochs=own.epochs),
+        "softmax head, our trunk, smoothing": lambda: head(0.1, hidden=own.hidden, dropout=own.dropout, epochs=own.epochs),
         "logistic regression": lambda: probabilities(LogisticBaseline(tax, enc, seed=seed)),
     }
     if conditioned:
@@ -212,7 +213,10 @@ def ablate(args: argparse.Namespace) -> None:
         for name, changes in ABLATIONS.items():
             model = VariationalEnhancer(tax, encoder, EnhancerConfig(seed=seed, **changes)).fit(ground.train, ground.validation)
             write(args, {"action": "ablate", "method": name, "seed": seed} | judged(ground, model.predict_alpha, outside))
-        head = SoftmaxBaseline(tax, encoder, rank=0, epochs=30, batch_size=128, lr=2e-3, seed=seed).fit(ground.train)
+        own = EnhancerConfig()
+        head = SoftmaxBaseline(
+            tax, encoder, rank=0, epochs=own.epochs, batch_size=own.batch_size, lr=own.lr, hidden=own.hidden, dropout=own.dropout, seed=seed
+        ).fit(ground.train)
         t = fit_temperature(head.predict_proba([p.text for p in ground.validation]) + 1e-9, encode_labels(ground.validation, tax))
         figures = judged(ground, lambda texts: temper(head.predict_proba(texts) + 1e-9, t), outside)  # noqa: B023 - called at once
         write(args, {"action": "ablate", "method": "softmax point estimate", "seed": seed} | figures)
@@ -223,9 +227,8 @@ def judged(ground: Ground, alpha: Callable[[list[str]], Array], outside: list[st
     a = alpha([p.text for p in ground.test])
     p = a / a.sum(1, keepdims=True)
     figures = {k: v for k, v in classification_figures(p, ground.test, ground.taxonomy).items() if k in ("macro_f1", "auroc", "ece", "nll", "leaf_f1")}
-    index = {q.id: i for i, q in enumerate(ground.test)}
-    pairs = [(i, index[q.twin]) for q, i in ((q, index[q.id]) for q in ground.test) if not q.benign and q.twin in index]
-    figures["twins"] = float(np.mean([p[i, 0] < p[j, 0] for i, j in pairs]))
+    noncompliant, benign = twin_pairs(ground.test).T
+    figures["twins"] = float((p[noncompliant, 0] < p[benign, 0]).mean())
     annotated = alpha([q.text for q in ground.annotated[1]])
     figures["KL"] = compare_distributions(ground.truth[1], annotated / annotated.sum(1, keepdims=True))["KL"]
     figures["outside"] = float(roc_auc_score([0] * len(a) + [1] * len(outside), -np.r_[a.sum(1), alpha(outside).sum(1)].round(9)))

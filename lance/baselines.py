@@ -44,7 +44,8 @@ class LogisticBaseline:
 class SoftmaxBaseline:
     """A LoRA adapter (none with rank 0) with a linear softmax head; the loss is the negative log-likelihood of the label, as the enhancer has it.
 
-    With label smoothing, that share of the loss is the mean of -ln p over all coordinates.
+    With label smoothing, that share of the loss is the mean of -ln p over all coordinates. With `hidden`, the head reads the embedding through the trunk of
+    the enhancer's network: one layer of that width, with dropout.
     """
 
     def __init__(
@@ -57,11 +58,14 @@ class SoftmaxBaseline:
         batch_size: int = 32,
         lr: float = 1e-3,
         smoothing: float = 0.0,
+        hidden: int = 0,
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.taxonomy, self.base = taxonomy, encoder
         self.rank, self.epochs, self.batch_size, self.lr, self.smoothing, self.seed = rank, epochs, batch_size, lr, smoothing, seed
-        self.head: nn.Linear | None = None
+        self.hidden, self.dropout = hidden, dropout
+        self.head: nn.Sequential | None = None
 
     def fit(self, prompts: Sequence[Prompt]) -> "SoftmaxBaseline":
         torch.manual_seed(self.seed)
@@ -69,7 +73,9 @@ class SoftmaxBaseline:
         self.encoder = copy.deepcopy(self.base)
         if self.rank:
             self.encoder.add_lora(self.rank, seed=self.seed)
-        self.head = nn.Linear(self.encoder.dim, len(self.taxonomy) + 1)
+        width = self.hidden or self.encoder.dim
+        trunk = [nn.Dropout(self.dropout), nn.Linear(self.encoder.dim, width), nn.GELU(), nn.Dropout(self.dropout)] if self.hidden else []
+        self.head = nn.Sequential(*trunk, nn.Linear(width, len(self.taxonomy) + 1))
         labels = encode_labels(prompts, self.taxonomy)
         candidates, eta = torch.from_numpy(labels.candidates), torch.from_numpy(labels.eta)
         windows = first_windows(self.encoder, [p.text for p in prompts], TRAIN_TOKENS)
@@ -94,6 +100,7 @@ class SoftmaxBaseline:
                 any_of = torch.logsumexp(log_p.masked_fill(~S, -torch.inf), dim=-1)
                 all_of = (log_p * S).sum(-1) / S.sum(-1)
                 ascent.step(((1 - self.smoothing) * ((1 - e) * any_of + e * all_of) + self.smoothing * log_p.mean(-1)).mean())
+        self.head.eval()
         self.encoder.model.eval()
         if self.rank:
             self.encoder.merge_adapter()

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from lance.corpus import Prompt
 from lance.enhancer import VariationalEnhancer
+from lance.fitting import twin_pairs
 
 
 class Codes(NamedTuple):
@@ -66,10 +67,8 @@ def twin_ranks(vectors: Float[np.ndarray, "n f"], prompts: Sequence[Prompt]) -> 
     """For each pair of twins among the prompts, how many other prompts are nearer to the noncompliant half than its benign twin is (cosine); 0 is best."""
     unit = vectors - vectors.mean(0)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    index = {p.id: i for i, p in enumerate(prompts)}
-    pairs = [(i, index[p.twin]) for i, p in enumerate(prompts) if not p.benign and p.twin in index]
     ranks = []
-    for i, j in pairs:
+    for i, j in twin_pairs(prompts):
         near = unit @ unit[i]
         near[i] = -np.inf
         ranks.append(int((near > near[j]).sum()))
