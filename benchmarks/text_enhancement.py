@@ -192,8 +192,10 @@ def sweep(args: argparse.Namespace) -> None:
                     write(args, {"action": "sweep", "method": name, "anchors": anchors, "reconstruction": reconstruction, "seed": seed} | figures)
 
 
+WHOLE, POINT = "as it is", "softmax point estimate"
+JUDGED = ("macro_f1", "auroc", "ece", "nll", "leaf_f1", "twins", "KL", "outside")
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "as it is": {},
+    WHOLE: {},
     "no reconstruction": {"weights": ObjectiveWeights(reconstruction=0.0)},
     "no anchors": {"anchors": "none"},
     "permuted anchors": {"anchors": "permuted"},
@@ -211,27 +213,31 @@ def ablate(args: argparse.Namespace) -> None:
         ground = Ground(tax, encoder, seed, args.rows)
         outside = [t for texts in load_out_of_domain().values() for t in texts]
         for name, changes in ABLATIONS.items():
+            if args.methods and name not in args.methods:
+                continue
             model = VariationalEnhancer(tax, encoder, EnhancerConfig(seed=seed, **changes)).fit(ground.train, ground.validation)
             write(args, {"action": "ablate", "method": name, "seed": seed} | judged(ground, model.predict_alpha, outside))
+        if args.methods and POINT not in args.methods:
+            continue
         own = EnhancerConfig()
         head = SoftmaxBaseline(
             tax, encoder, rank=0, epochs=own.epochs, batch_size=own.batch_size, lr=own.lr, hidden=own.hidden, dropout=own.dropout, seed=seed
         ).fit(ground.train)
         t = fit_temperature(head.predict_proba([p.text for p in ground.validation]) + 1e-9, encode_labels(ground.validation, tax))
         figures = judged(ground, lambda texts: temper(head.predict_proba(texts) + 1e-9, t), outside)  # noqa: B023 - called at once
-        write(args, {"action": "ablate", "method": "softmax point estimate", "seed": seed} | figures)
+        write(args, {"action": "ablate", "method": POINT, "seed": seed} | figures)
 
 
 def judged(ground: Ground, alpha: Callable[[list[str]], Array], outside: list[str]) -> dict[str, float]:
     """Figures on the test split, from concentrations or, for a point estimate, probabilities (whose vacuity is the same for all)."""
     a = alpha([p.text for p in ground.test])
     p = a / a.sum(1, keepdims=True)
-    figures = {k: v for k, v in classification_figures(p, ground.test, ground.taxonomy).items() if k in ("macro_f1", "auroc", "ece", "nll", "leaf_f1")}
+    figures = {k: v for k, v in classification_figures(p, ground.test, ground.taxonomy).items() if k in JUDGED}
     noncompliant, benign = twin_pairs(ground.test).T
     figures["twins"] = float((p[noncompliant, 0] < p[benign, 0]).mean())
     annotated = alpha([q.text for q in ground.annotated[1]])
     figures["KL"] = compare_distributions(ground.truth[1], annotated / annotated.sum(1, keepdims=True))["KL"]
-    figures["outside"] = float(roc_auc_score([0] * len(a) + [1] * len(outside), -np.r_[a.sum(1), alpha(outside).sum(1)].round(9)))
+    figures["outside"] = float(roc_auc_score([0] * len(a) + [1] * len(outside), -np.r_[a.sum(1), alpha(outside).sum(1)].round(6)))
     return figures
 
 
@@ -250,7 +256,10 @@ def table(args: argparse.Namespace) -> None:
         if action == "sweep":
             keys, measures = ["method", "anchors", "reconstruction"], ["AUROC", "category", "leaf", "KL"]
         elif action == "ablate":
-            keys, measures = ["method"], ["macro_f1", "auroc", "ece", "nll", "leaf_f1", "twins", "KL", "outside"]
+            keys, measures = ["method"], list(JUDGED)
+            whole = given[given["method"] == WHOLE].set_index("seed").loc[given["seed"], measures]
+            given = given.join((given[measures] - whole.to_numpy()).rename(columns=lambda c: f"{c} change"))  # of the same seed, so of the same prompts
+            measures += [f"{m} change" for m in measures]
         found = given.groupby(keys)[measures]
         mean = found.mean().join(found.std().fillna(0.0).rename(columns=lambda c: f"{c} sd")).assign(seeds=found.size(), action=action)
         print(f"\n# {action}\n" + mean.drop(columns="action").round(4).to_string())

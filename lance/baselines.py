@@ -1,4 +1,4 @@
-"""The plain baselines that stand beside the enhancer: logistic regression on frozen embeddings, and LoRA with a softmax head."""
+"""The plain baselines that stand beside the enhancer: logistic regression on frozen embeddings, and an adapted encoder with a softmax head."""
 
 import copy
 import math
@@ -42,10 +42,11 @@ class LogisticBaseline:
 
 
 class SoftmaxBaseline:
-    """A LoRA adapter (none with rank 0) with a linear softmax head; the loss is the negative log-likelihood of the label, as the enhancer has it.
+    """A LoRA adapter and a linear softmax head; the loss is the negative log-likelihood of the label, as the enhancer has it.
 
-    With label smoothing, that share of the loss is the mean of -ln p over all coordinates. With `hidden`, the head reads the embedding through the trunk of
-    the enhancer's network: one layer of that width, with dropout.
+    With rank 0 the encoder stays frozen, and with `full` all of its linear layers are trained; `encoder_lr` is the learning rate there, by default that of
+    the head. With label smoothing, that share of the loss is the mean of -ln p over all coordinates. With `hidden`, the head reads the embedding through
+    the trunk of the enhancer's network: one layer of that width, with dropout.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class SoftmaxBaseline:
         epochs: int = 6,
         batch_size: int = 32,
         lr: float = 1e-3,
+        encoder_lr: float | None = None,
+        full: bool = False,
         smoothing: float = 0.0,
         hidden: int = 0,
         dropout: float = 0.0,
@@ -64,14 +67,17 @@ class SoftmaxBaseline:
     ) -> None:
         self.taxonomy, self.base = taxonomy, encoder
         self.rank, self.epochs, self.batch_size, self.lr, self.smoothing, self.seed = rank, epochs, batch_size, lr, smoothing, seed
-        self.hidden, self.dropout = hidden, dropout
+        self.hidden, self.dropout, self.full, self.encoder_lr = hidden, dropout, full, encoder_lr or lr
         self.head: nn.Sequential | None = None
 
     def fit(self, prompts: Sequence[Prompt]) -> "SoftmaxBaseline":
         torch.manual_seed(self.seed)
         rng = np.random.default_rng(self.seed)
         self.encoder = copy.deepcopy(self.base)
-        if self.rank:
+        adapted = self.full or self.rank > 0
+        if self.full:
+            self.encoder.unfreeze()
+        elif self.rank:
             self.encoder.add_lora(self.rank, seed=self.seed)
         width = self.hidden or self.encoder.dim
         trunk = [nn.Dropout(self.dropout), nn.Linear(self.encoder.dim, width), nn.GELU(), nn.Dropout(self.dropout)] if self.hidden else []
@@ -79,10 +85,12 @@ class SoftmaxBaseline:
         labels = encode_labels(prompts, self.taxonomy)
         candidates, eta = torch.from_numpy(labels.candidates), torch.from_numpy(labels.eta)
         windows = first_windows(self.encoder, [p.text for p in prompts], TRAIN_TOKENS)
-        frozen = None if self.rank else self.encoder.embed(windows)
-        params = [*self.head.parameters(), *(p for p in self.encoder.model.parameters() if p.requires_grad and self.rank)]
-        ascent = Ascent([{"params": params, "lr": self.lr}], self.epochs * math.ceil(len(prompts) / self.batch_size))
-        self.encoder.model.train(self.rank > 0)
+        frozen = None if adapted else self.encoder.embed(windows)
+        groups = [{"params": list(self.head.parameters()), "lr": self.lr}]
+        if adapted:
+            groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": self.encoder_lr})
+        ascent = Ascent(groups, self.epochs * math.ceil(len(prompts) / self.batch_size))
+        self.encoder.model.train(adapted)
         for _ in range(self.epochs):
             order = rng.permutation(len(windows)).tolist()
             chunks = [order[i : i + 16 * self.batch_size] for i in range(0, len(order), 16 * self.batch_size)]
@@ -101,9 +109,8 @@ class SoftmaxBaseline:
                 all_of = (log_p * S).sum(-1) / S.sum(-1)
                 ascent.step(((1 - self.smoothing) * ((1 - e) * any_of + e * all_of) + self.smoothing * log_p.mean(-1)).mean())
         self.head.eval()
-        self.encoder.model.eval()
-        if self.rank:
-            self.encoder.merge_adapter()
+        self.encoder.model.eval().requires_grad_(False)
+        self.encoder.merge_adapter()
         return self
 
     @torch.inference_mode()

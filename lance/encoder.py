@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lance.errors import ModelError
@@ -225,11 +226,45 @@ class PromptEncoder:
             torch.manual_seed(seed)
             self.model = get_peft_model(self.model, config)  # type: ignore[arg-type]
 
+    def unfreeze(self) -> None:
+        """Make the weights of all linear layers trainable (in place), for full fine-tuning; embeddings, biases and normalisation stay as they are."""
+        self._known = None
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.requires_grad_(True)
+
+    @torch.no_grad()
+    def as_adapter(self, base: "PromptEncoder", rank: int) -> tuple["PromptEncoder", float]:
+        """A copy of `base` with a LoRA adapter that turns it into this encoder, as nearly as its rank allows, and the share of the change that it keeps.
+
+        The change of each linear layer is cut to its largest singular values, the best approximation of that rank (Eckart and Young, Psychometrika, 1936); the
+        share kept is that of the squared change, 1 where nothing changed.
+        """
+        out = copy.copy(base)
+        out.model = copy.deepcopy(base.model)
+        out.add_lora(rank, alpha=rank)
+        trained = dict(self.model.named_modules())
+        kept = total = 0.0
+        for name, module in out.model.named_modules():
+            if not hasattr(module, "lora_A"):
+                continue
+            change = trained[name.removeprefix("base_model.model.")].weight.double() - module.weight.double()
+            u, s, v = torch.linalg.svd(change, full_matrices=False)
+            root = s[:rank].sqrt()
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            a.zero_()[: len(root)] = (root.unsqueeze(1) * v[:rank]).to(a.dtype)
+            b.zero_()[:, : len(root)] = (u[:, :rank] * root).to(b.dtype)
+            kept, total = kept + float((s[:rank] ** 2).sum()), total + float((s**2).sum())
+        out.model.eval().requires_grad_(False)
+        return out, kept / total if total else 1.0
+
     def save_adapter(self, folder: str | Path) -> None:
-        """Save the LoRA adapter in PEFT's layout (safetensors)."""
+        """Save the LoRA adapter in PEFT's layout (safetensors), in half precision."""
         if not hasattr(self.model, "peft_config"):
             raise ModelError("this encoder has no adapter to save; call add_lora first")
         self.model.save_pretrained(str(folder))  # type: ignore[operator]
+        weights = Path(folder) / ADAPTER_FILES[1]
+        save_file({k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
         path = Path(folder) / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": self.name}  # not the path on this machine
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

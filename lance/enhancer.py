@@ -1,6 +1,6 @@
 """The variational label enhancer: from a coarse label to a distribution over rejection categories, amortised on the prompt alone.
 
-The decoder explains the *frozen* embedding x of a prompt; the posterior q(d | x) may read it through a LoRA adapter that is trained jointly. So the
+The decoder explains the *frozen* embedding x of a prompt; the posterior q(d | x) may read it through an adapter that is trained jointly. So the
 adapter cannot make reconstruction easy by emptying the embedding.
 """
 
@@ -96,14 +96,20 @@ class VariationalEnhancer:
         self._adapter = None
         if self.config.lora_rank:
             self.encoder = copy.deepcopy(self.base)
-            self.encoder.add_lora(self.config.lora_rank, seed=self.config.seed)
+            if self.config.adaptation == "lora":
+                self.encoder.add_lora(self.config.lora_rank, seed=self.config.seed)
+            else:
+                self.encoder.unfreeze()
         self.temperature = 1.0
         with torch.random.fork_rng():  # the caller's generator stays as it was
             torch.manual_seed(self.config.seed)
             self.network = new_network(rows, self.taxonomy, self.base, self.config, base_rate)
             self.history = Fitting(self.network, self.encoder, rows, self.config).run(np.random.default_rng(self.config.seed), progress)
+        if self.config.lora_rank and self.config.adaptation == "full":
+            self.encoder, self.history[-1]["adapter_kept"] = self.encoder.as_adapter(self.base, self.config.lora_rank)
+        adapter = [p for name, p in self.encoder.model.named_parameters() if "lora_" in name]
         with torch.no_grad():  # weights are stored in half precision: calibrate what will be loaded
-            for p in self.network.parameters():
+            for p in [*self.network.parameters(), *adapter]:
                 if p.ndim > 1:
                     p.copy_(p.half())
         if validation:
@@ -176,7 +182,7 @@ class VariationalEnhancer:
     # ------------------------------------------------------------------ saving
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and, with LoRA, adapter/. Nothing in the folder needs a pickle."""
+        """Write config.json, model.safetensors and, where the encoder was trained, adapter/. Nothing in the folder needs a pickle."""
         if not self.base.name:
             raise ModelError("the encoder has no name to load it by; save it to a folder and load it with PromptEncoder.from_pretrained first")
         folder = Path(folder)

@@ -19,10 +19,12 @@ from lance.taxonomy import Taxonomy
 class EnhancerConfig:
     """Everything that decides how an enhancer is trained.
 
-    `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `lora_rank` 0 leaves the encoder frozen. Twins always share
-    a batch, so that `weights.pair` can rank them. `train_tokens` cuts long prompts, in training only. `kl_warmup` is the share of the steps over which the KL
-    weights rise from 0. Learning rates are AdamW's. For ablations: `anchors` "permuted" ties each leaf to the anchor of the next one, "none" lets the
-    directions b start at random, as long as the anchors are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1).
+    `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `lora_rank` 0 leaves the encoder frozen. Otherwise
+    `adaptation` "lora" trains an adapter of that rank along, and "full" all linear layers of the encoder, whose change is then stored as an adapter of that
+    rank; `lora_lr` is the learning rate of either. Twins always share a batch, so that `weights.pair` can rank them. `train_tokens` cuts long prompts, in
+    training only. `kl_warmup` is the share of the steps over which the KL weights rise from 0. Learning rates are AdamW's. For ablations: `anchors`
+    "permuted" ties each leaf to the anchor of the next one, "none" lets the directions b start at random, as long as the anchors are, with nothing to hold
+    them; `prior` "flat" is Dir(1, ..., 1).
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
@@ -33,6 +35,7 @@ class EnhancerConfig:
     epochs: int = 30
     batch_size: int = 128
     lr: float = 2e-3
+    adaptation: Literal["lora", "full"] = "lora"
     lora_rank: int = 0
     lora_lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -51,7 +54,8 @@ class EnhancerConfig:
         for name in ("lr", "lora_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, found {getattr(self, name)!r}")
-        for name, values in (("anchors", ("taxonomy", "permuted", "none")), ("prior", ("base_rate", "flat"))):
+        choices = {"adaptation": ("lora", "full"), "anchors": ("taxonomy", "permuted", "none"), "prior": ("base_rate", "flat")}
+        for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
         if not 0 <= self.kl_warmup <= 1 or self.latent_dim < 0 or self.lora_rank < 0 or not 0 <= self.dropout < 1:
@@ -71,6 +75,11 @@ class EnhancerConfig:
             "lora_lr": 2e-3,
         } | changes
         return cls(**given)
+
+    @classmethod
+    def full(cls, **changes: Any) -> "EnhancerConfig":
+        """As `lora`, with full fine-tuning of the encoder's linear layers; their change is stored as an adapter of rank 64."""
+        return cls.lora(**({"adaptation": "full", "lora_rank": 64, "lora_lr": 1e-4} | changes))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -137,7 +146,7 @@ def _anchors(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, net
 class Fitting:
     """One ascent of the objective, by AdamW with a warm-up and a linear decay.
 
-    `encoder` is the one whose embedding q(d | x) reads: with a LoRA adapter it is trained along, without one the frozen embeddings of `rows` are read.
+    `encoder` is the one whose embedding q(d | x) reads: what of it is trainable is trained along; where it is frozen, the embeddings of `rows` are read.
     """
 
     def __init__(self, network: EnhancerNetwork, encoder: PromptEncoder, rows: TrainingRows, config: EnhancerConfig) -> None:
@@ -202,7 +211,7 @@ class Fitting:
         return [a for a, _ in found], [b for _, b in found]
 
     def batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
-        """Shuffled batches in which twins stay together; with a LoRA adapter, of similar length, which saves padding."""
+        """Shuffled batches in which twins stay together; where the encoder is trained, of similar length, which saves padding."""
         size, windows = self.config.batch_size, self.rows.windows
         paired = {int(i) for i in self.rows.pairs.ravel()}
         units = [[int(a), int(b)] for a, b in self.rows.pairs] + [[i] for i in range(len(windows)) if i not in paired]

@@ -1,6 +1,7 @@
 """The network of the variational label enhancer, for any feature matrix: posterior, decoder, and the label-free terms of the objective."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ class EnhancerNetwork(nn.Module):
             trunk += [nn.Linear(hidden if i else dim, hidden), nn.GELU(), nn.Dropout(dropout)]
         self.trunk = nn.Sequential(*trunk)
         self.alpha_head = nn.Linear(hidden if layers else dim, k + 1)
-        self.z_head = nn.Sequential(nn.Linear(dim + k + 1, hidden), nn.GELU(), nn.Linear(hidden, 2 * latent_dim))
-        self.content = nn.Sequential(nn.Linear(latent_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # latent_dim 0 is meant so
+            self.z_head = nn.Sequential(nn.Linear(dim + k + 1, hidden), nn.GELU(), nn.Linear(hidden, 2 * latent_dim))
+            self.content = nn.Sequential(nn.Linear(latent_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.directions = nn.Parameter(torch.zeros(k, dim))
         self.log_sigma = nn.Parameter(torch.zeros(()))
         self.register_buffer("centre", torch.zeros(dim))
@@ -70,7 +73,7 @@ class Ascent:
 
     def __init__(self, groups: list[dict[str, Any]], steps: int, *, weight_decay: float = 1e-4, clip: float = 5.0) -> None:
         self.groups, self.clip = groups, clip
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda s: min(1.0, (s + 1) / (0.06 * steps + 1)) * max(0.02, 1 - s / steps))
 
     def step(self, objective: Tensor) -> None:

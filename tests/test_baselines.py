@@ -50,3 +50,16 @@ def test_several_labels_that_all_apply_share_the_mass(rows: list[Prompt], taxono
     a, b = found[:, taxonomy.index("copyright")], found[:, taxonomy.index("temporal")]
     assert np.mean(np.abs(a - b)) < 0.15
     assert np.mean(a + b) > 0.5
+
+
+def test_an_adapted_encoder_learns_more_and_the_one_given_stays(rows: list[Prompt], taxonomy: Taxonomy, remembering: PromptEncoder):
+    before = {k: v.clone() for k, v in remembering.model.state_dict().items()}
+    few, settings = rows[::6], {"epochs": 2, "lr": 1e-3, "batch_size": 8}
+    frozen = right(SoftmaxBaseline(taxonomy, remembering, rank=0, **settings).fit(few), few, taxonomy)
+    for adapted in ({"rank": 4}, {"full": True, "encoder_lr": 3e-4}):
+        model = SoftmaxBaseline(taxonomy, remembering, **settings, **adapted).fit(few)
+        assert right(model, few, taxonomy) >= frozen
+        assert not np.allclose(model.encoder.encode(["a poem"]), remembering.encode(["a poem"]), atol=1e-3)
+    after = remembering.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all((before[k] == after[k]).all() for k in before)

@@ -27,6 +27,7 @@ from lance.taxonomy import Taxonomy
 
 QUICK = EnhancerConfig(epochs=25, batch_size=16, hidden=32, latent_dim=4)
 LORA = EnhancerConfig.lora(epochs=1, lora_rank=2, hidden=16, latent_dim=2)
+FULL = replace(LORA, adaptation="full", lora_rank=8)
 
 
 def coarse(p: Prompt, taxonomy: Taxonomy, level: str) -> Prompt:
@@ -303,10 +304,13 @@ def test_the_seed_decides_a_fit_with_an_adapter(taxonomy: Taxonomy, small_encode
 # --------------------------------------------------------- adapters, history
 
 
-def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(taxonomy: Taxonomy, small_encoder: PromptEncoder, few: list[Prompt], held: list[Prompt]):
+@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(
+    config: EnhancerConfig, taxonomy: Taxonomy, small_encoder: PromptEncoder, few: list[Prompt], held: list[Prompt], tmp_path: Path
+):
     before = {k: v.clone() for k, v in small_encoder.model.state_dict().items()}
     records: list[dict[str, float]] = []
-    enhancer = VariationalEnhancer(taxonomy, small_encoder, LORA).fit(few, held, progress=records.append)
+    enhancer = VariationalEnhancer(taxonomy, small_encoder, config).fit(few, held, progress=records.append)
     after = small_encoder.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -314,7 +318,14 @@ def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(taxonomy: Taxon
     assert any(float(p.abs().max()) > 0 for n, p in enhancer.encoder.model.named_parameters() if "lora_B" in n)  # it learnt
     assert not any(p.requires_grad for p in enhancer.encoder.model.parameters())
     assert records == enhancer.history
-    assert len(records) == LORA.epochs
+    assert len(records) == config.epochs
+    assert ("adapter_kept" in records[-1]) == (config.adaptation == "full")
+    assert 0.5 < records[-1].get("adapter_kept", 1.0) <= 1
+    texts = [p.text for p in held]
+    enhancer.save_pretrained(tmp_path)
+    loaded = VariationalEnhancer.from_pretrained(tmp_path)
+    assert loaded.config == config
+    assert np.allclose(loaded.predict_alpha(texts), enhancer.predict_alpha(texts), rtol=1e-4)  # half precision was rounded to before
 
 
 def test_terms_and_signs_of_collapse_are_logged(fitted: Callable[[str], VariationalEnhancer]):
