@@ -7,8 +7,10 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,12 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is dr
 Output = Annotated[str, typer.Option("-o", "--output", help="Where to write: .jsonl, .csv, .parquet, or - for JSONL on standard output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep the rows that the .jsonl output already holds and go on after them.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Windows in a forward pass.")]
+
+
+class Adaptation(StrEnum):
+    full = "full"
+    lora = "lora"
+    frozen = "frozen"
 
 
 @app.callback()
@@ -88,15 +96,15 @@ def score(
     """
     with _errors():
         from lance.pipeline import score_record
-        from lance.tables import TableWriter, read_table
+        from lance.tables import TableWriter
 
-        rows, writer = read_table(source), TableWriter(output, resume=resume)
+        rows, writer = _rows(source, output), TableWriter(output, resume=resume)
         lance = _load(model, None, None, device, 0)
 
         def work(texts: list[str]) -> list[dict[str, Any]]:
             return [score_record(d) for d in lance.score(texts, batch_size)]
 
-        _table(rows, writer, work, chunk=1024, name="score")
+        _table(rows, writer, work, chunk=1024, source=source, name="score")
 
 
 @app.command()
@@ -121,16 +129,16 @@ def refine(
         lance refine prompts.csv -o refined.jsonl --resume
     """
     with _errors():
-        from lance.tables import TableWriter, read_table
+        from lance.tables import TableWriter
 
-        rows, writer = read_table(source), TableWriter(output, resume=resume)
+        rows, writer = _rows(source, output), TableWriter(output, resume=resume)
         lance = _load(model, chat, chat_model, device, seed)
         columns = ("refined", "outcome", "steps", "risk", "risk_after", "verifier_risk_after", "similarity")
 
         def work(texts: list[str]) -> list[dict[str, Any]]:
             return [{k: v for k, v in r.to_dict().items() if k in columns} for r in lance.refine(texts)]
 
-        _table(rows, writer, work, chunk=64, name="refine")
+        _table(rows, writer, work, chunk=64, source=source, name="refine")
 
 
 @app.command()
@@ -141,7 +149,9 @@ def train(
     ] = None,
     taxonomy: Annotated[Path | None, typer.Option("--taxonomy", help="Your own taxonomy (YAML).", show_default=False)] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="A hub id or folder.", show_default="packaged all-MiniLM-L6-v2")] = None,
-    lora: Annotated[bool, typer.Option("--lora/--frozen", help="Train a LoRA adapter jointly, or leave the encoder frozen.")] = True,
+    adaptation: Annotated[
+        Adaptation, typer.Option("--encoder-training", help="Train all linear layers of the encoder along, a LoRA adapter, or nothing of it.")
+    ] = Adaptation.full,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the rows.", show_default=False)] = None,
     public: Annotated[bool, typer.Option("--public/--no-public", help="With the embedded corpus: add the public training rows of LANCE_DATA.")] = True,
     device: Device = None,
@@ -155,7 +165,7 @@ def train(
 
         lance train -o my-model
 
-        lance train prompts.jsonl --taxonomy mine.yml --frozen -o my-model
+        lance train prompts.jsonl --taxonomy mine.yml --encoder-training frozen -o my-model
     """
     with _errors():
         from lance import training
@@ -168,7 +178,12 @@ def train(
         kinds = Taxonomy.from_yaml(taxonomy) if taxonomy else Taxonomy.builtin()
         enc = PromptEncoder.from_pretrained(encoder, device=device)
         given: dict[str, Any] = {"seed": seed} | ({"epochs": epochs} if epochs else {})
-        config = EnhancerConfig.lora(**given) if lora else EnhancerConfig(**given)
+        settings: dict[Adaptation, Callable[..., EnhancerConfig]] = {
+            Adaptation.full: EnhancerConfig.full,
+            Adaptation.lora: EnhancerConfig.lora,
+            Adaptation.frozen: EnhancerConfig,
+        }
+        config = settings[adaptation](**given)
         if data is None:
             rows, test, corpus = training.embedded_training_set(kinds, enc, use_public=public, seed=seed), load_corpus("test"), load_corpus("train")
         else:
@@ -233,17 +248,27 @@ def _load(model: Path | None, chat: str | None, chat_model: str | None, device: 
     return Lance.from_pretrained(model, chat=chat, model=chat_model, device=device, seed=seed)
 
 
-def _table(rows: list[dict[str, Any]], writer: Any, work: Callable[[list[str]], list[dict[str, Any]]], *, chunk: int, name: str) -> None:
+def _rows(source: str, output: str) -> Iterable[dict[str, Any]]:
+    """The rows of a table as they are read; all at once where they will be written over."""
+    from lance.tables import iter_table, read_table
+
+    same = source != "-" and output != "-" and Path(source).exists() and Path(output).exists() and Path(source).samefile(output)
+    return read_table(source) if same else iter_table(source)
+
+
+def _table(rows: Iterable[dict[str, Any]], writer: Any, work: Callable[[list[str]], list[dict[str, Any]]], *, chunk: int, source: str, name: str) -> None:
     """Work through a table in chunks, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
+    from lance.tables import count_rows
+
     writer.write([])  # the model is there: from here on a run that is interrupted resumes from its own rows, not from those of an older one
-    rows = rows[writer.done :]
-    starts = range(0, len(rows), chunk)
     console = Console(stderr=True)
-    for start in track(starts, description=name, console=console, disable=not console.is_terminal):
-        part = rows[start : start + chunk]
+    total = count_rows(source) if console.is_terminal else None
+    given = track(rows, description=name, total=total, console=console, disable=not console.is_terminal)
+    given = islice(given, writer.done, None)
+    while part := list(islice(given, chunk)):
         writer.write([{**row, **found} for row, found in zip(part, work([row["prompt"] for row in part]), strict=True)])
     writer.close()
 

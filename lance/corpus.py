@@ -205,19 +205,20 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         When the file cannot be read at all.
     """
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            yield from parse_rows(file, str(path))
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; give the path of a JSONL file") from error
-    yield from parse_rows(data, str(path))
 
 
-def parse_rows(data: bytes, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What `read_rows` yields, from the bytes of a file; `name` is what warnings call it."""
-    for number, line in enumerate(data.removeprefix(BOM).split(b"\n"), start=1):
-        if not line.strip():
+def parse_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What `read_rows` yields, line by line, from an open binary file; `name` is what warnings call it."""
+    for number, line in enumerate(lines, start=1):
+        given = line.removeprefix(BOM) if number == 1 else line
+        if not given.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(given.decode("utf-8"))
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, found {type(row).__name__}")
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -8,8 +8,10 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from lance.errors import DataError
 Row = dict[str, Any]
 ENDINGS = (".jsonl", ".csv", ".parquet", ".txt")
 NESTED = (dict, list, np.ndarray)
+CHUNK = 1024  # rows read at a time
 
 
 def read_table(source: str) -> list[Row]:
@@ -30,55 +33,100 @@ def read_table(source: str) -> list[Row]:
     DataError
         For an unknown ending, an unreadable file, or a table without the column.
     """
+    return list(iter_table(source))
+
+
+def iter_table(source: str) -> Iterator[Row]:
+    """What `read_table` gives, row by row, for tables that do not fit into memory. What is wrong with the source as a whole is raised at once."""
+    rows = _numbered_rows(source)
+    first: list[tuple[int, Row]] = []
+    for numbered in rows:
+        first.append(numbered)
+        if "prompt" in numbered[1]:
+            break
+    else:
+        if first:
+            raise DataError(f"{source!r} has no column 'prompt'; its columns are {', '.join(first[0][1]) or 'none'}. Rename the one that holds the prompts")
+    return _with_prompts(chain(first, rows), "standard input" if source == "-" else source)
+
+
+def count_rows(source: str) -> int | None:
+    """How many rows a file has, for a progress bar, where that is quickly told: lines of text, empty ones included, or what a .parquet file says of itself."""
+    path = Path(source)
+    if path.suffix in (".jsonl", ".txt"):
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
+        return int(ParquetFile(path).metadata.num_rows)
+    return None
+
+
+def _numbered_rows(source: str) -> Iterator[tuple[int, Row]]:
     if source == "-":
-        return _checked(list(parse_rows(sys.stdin.buffer.read(), "standard input")), "standard input")
+        return parse_rows(sys.stdin.buffer, "standard input")
     path = Path(source)
     if path.suffix not in ENDINGS:
         raise DataError(f"cannot tell the format of {source!r}; expected one of {', '.join(ENDINGS)}, or - for JSONL on standard input")
     if not path.is_file():
         raise DataError(f"no file {source!r}; give the path of a table of prompts")
-    if path.suffix == ".jsonl":
-        return _checked(list(read_rows(path)), source)
-    if path.suffix == ".txt":
-        return _checked(list(_text_lines(path)), source)
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig") if path.suffix == ".csv" else pd.read_parquet(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source!r} is not UTF-8 (byte {error.start} of a block: {error.reason}); save it as UTF-8") from error
-    except Exception as error:
-        raise DataError(f"cannot read {source!r} as {path.suffix[1:]}: {error}") from error
-    return _checked(
-        [(i, {str(k): v for k, v in row.items()}) for i, row in enumerate(frame.to_dict("records"), start=2 if path.suffix == ".csv" else 1)], source
-    )
+    return {".jsonl": read_rows, ".txt": _text_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix](path)
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(path.read_bytes().removeprefix(BOM).splitlines(), start=1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            warnings.warn(f"{path}, line {number}: left out ({error})", DataWarning, stacklevel=2)
-            continue
-        if text.strip():
-            yield number, {"prompt": text}
+    with path.open("rb") as file:
+        for number, given in enumerate(file, start=1):
+            try:
+                text = (given.removeprefix(BOM) if number == 1 else given).decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                warnings.warn(f"{path}, line {number}: left out ({error})", DataWarning, stacklevel=2)
+                continue
+            if text.strip():
+                yield number, {"prompt": text}
 
 
-def _checked(rows: list[tuple[int, Row]], source: str) -> list[Row]:
-    if rows and not any("prompt" in row for _, row in rows):
-        raise DataError(f"{source!r} has no column 'prompt'; its columns are {', '.join(rows[0][1]) or 'none'}. Rename the one that holds the prompts")
-    out = []
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    import pandas as pd
+
+    try:
+        number = 2
+        with pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig", chunksize=CHUNK) as frames:
+            for frame in frames:
+                for row in frame.to_dict("records"):
+                    yield number, {str(k): v for k, v in row.items()}
+                    number += 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not UTF-8 (byte {error.start} of a block: {error.reason}); save it as UTF-8") from error
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise DataError(f"cannot read {str(path)!r} as csv: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+
+        number = 1
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=CHUNK):
+                for row in batch.to_pylist():
+                    yield number, {k: v for k, v in row.items() if not k.startswith("__index_level_")}  # pandas' row numbers
+                    number += 1
+    except (ImportError, ValueError, OSError) as error:  # pyarrow's errors are of these kinds
+        raise DataError(f"cannot read {str(path)!r} as parquet: {error}") from error
+
+
+def _with_prompts(rows: Iterable[tuple[int, Row]], source: str) -> Iterator[Row]:
     for number, row in rows:
         if isinstance(row.get("prompt"), str):
-            out.append(row)
+            yield row
         else:
             warnings.warn(f"{source}, line {number}: left out (`prompt` is {row.get('prompt')!r}, expected a text)", DataWarning, stacklevel=2)
-    return out
 
 
 class TableWriter:
-    """Writes rows as they come. JSONL is written line by line, so that an interrupted run can be resumed; other formats are written at the end.
+    """Writes rows as they come, and keeps none of them in memory. JSONL is written line by line, so that an interrupted run can be resumed; other formats
+    are gathered in a temporary folder and written at the end, when all columns are known.
 
     An old file is replaced by the first `write` or `close`, so that a run that fails before leaves it alone. With `resume`, rows that the JSONL file
     already holds are kept, and `done` says how many; a half-written last line is cut off.
@@ -88,7 +136,8 @@ class TableWriter:
         self.target = target
         self.path = None if target == "-" else Path(target)
         self.done = 0
-        self._rows: list[Row] = []
+        self._folder: TemporaryDirectory[str] | None = None
+        self._parts: list[Path] = []
         if self.path is not None:
             if self.path.suffix not in (".jsonl", ".csv", ".parquet"):
                 raise DataError(f"cannot tell the format of {target!r}; expected .jsonl, .csv or .parquet, or - for JSONL on standard output")
@@ -107,7 +156,7 @@ class TableWriter:
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
         if not self._lines:
-            self._rows += rows
+            self._write_part([_encodable(row) for row in rows])
             return
         # Streams may know ASCII only; in a file, `backslashreplace` makes a lone surrogate the JSON escape that it was.
         text = "".join(json.dumps(_plain(row), ensure_ascii=self.path is None) + "\n" for row in rows)
@@ -129,12 +178,61 @@ class TableWriter:
             return
         import pandas as pd
 
-        rows = [_encodable(row) for row in self._rows]
-        if self.path.suffix == ".csv":
-            rows = [{k: json.dumps(_plain(v), ensure_ascii=False) if isinstance(v, NESTED) else v for k, v in row.items()} for row in rows]
-            pd.DataFrame(rows).to_csv(self.path, index=False)
+        ending = self.path.suffix
+        if not self._parts:
+            pd.DataFrame([]).to_csv(self.path, index=False) if ending == ".csv" else pd.DataFrame([]).to_parquet(self.path, index=False)
+        elif ending == ".csv":
+            _join_csv(self._parts, self.path)
         else:
-            pd.DataFrame(rows).to_parquet(self.path, index=False)
+            _join_parquet(self._parts, self.path)
+        if self._folder:
+            self._folder.cleanup()
+
+    def _write_part(self, rows: list[Row]) -> None:
+        import pandas as pd
+
+        if not rows:
+            return
+        self._folder = self._folder or TemporaryDirectory(prefix="lance-")
+        part = Path(self._folder.name) / str(len(self._parts))
+        self._parts.append(part)
+        if self.target.endswith(".csv"):
+            rows = [{k: json.dumps(_plain(v), ensure_ascii=False) if isinstance(v, NESTED) else v for k, v in row.items()} for row in rows]
+            pd.DataFrame(rows).to_csv(part, index=False)
+            return
+        try:
+            pd.DataFrame(rows).to_parquet(part, index=False)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"cannot write these rows to {self.target!r}: {error}; .jsonl holds columns of mixed kinds") from error
+
+
+def _join_csv(parts: Sequence[Path], target: Path) -> None:
+    import pandas as pd
+
+    headers = [pd.read_csv(p, nrows=0).columns for p in parts]
+    columns = list(dict.fromkeys(c for h in headers for c in h))
+    with target.open("wb") as out:
+        out.write(pd.DataFrame(columns=columns).to_csv(index=False).encode())
+        for part, header in zip(parts, headers, strict=True):
+            if list(header) == columns:
+                out.write(part.read_bytes()[len(pd.DataFrame(columns=columns).to_csv(index=False).encode()) :])
+            else:
+                given = pd.read_csv(part, keep_default_na=False, dtype=str).reindex(columns=columns)
+                out.write(given.to_csv(index=False, header=False).encode())
+
+
+def _join_parquet(parts: Sequence[Path], target: Path) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    try:
+        schema = pa.unify_schemas([parquet.read_schema(p).remove_metadata() for p in parts], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"cannot write {str(target)!r}: {error}; .jsonl holds columns of mixed kinds") from error
+    with parquet.ParquetWriter(target, schema) as writer:
+        for part in parts:
+            table = parquet.read_table(part).replace_schema_metadata()
+            writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive").cast(schema))
 
 
 def _plain(value: Any) -> Any:

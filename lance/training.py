@@ -96,7 +96,7 @@ def train(
     DataError
         When the training or the validation rows lack benign or noncompliant prompts.
     """
-    config = config or EnhancerConfig.lora()
+    config = config or EnhancerConfig.full()
     for name, rows in (("training", data.train), ("validation", data.validation)):
         if len({p.benign for p in rows}) < 2:
             raise DataError(f"the {name} rows need benign and noncompliant prompts; found {len(rows)} rows of one kind only")
@@ -131,7 +131,12 @@ def write_model_card(lance: Lance, data: TrainingSet, folder: Path, figures: dic
     c = lance.enhancer.config
     rows = "\n".join(f"| {name} | {n} |" for name, n in data.sources.items())
     measured = "\n".join(f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures.items())
-    adapter = f"with a LoRA adapter of rank {c.lora_rank}" if c.lora_rank else "(frozen)"
+    kept = lance.enhancer.history[-1].get("adapter_kept", 1.0)
+    adapter = "(frozen)"
+    if c.lora_rank and c.adaptation == "lora":
+        adapter = f"with a LoRA adapter of rank {c.lora_rank}"
+    elif c.lora_rank:
+        adapter = f"whose linear layers were trained along; their change is stored as an adapter of rank {c.lora_rank}, which keeps {kept:.1%} of it (squared)"
     text = f"""# Model card
 
 Written by `lance.training`; do not edit by hand.

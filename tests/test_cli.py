@@ -290,6 +290,15 @@ def test_batch_size_changes_nothing_but_the_pace(tmp_path: Path, tiny_folder: Pa
         assert a["distribution"] == pytest.approx(b["distribution"], abs=1e-4)
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_a_table_may_be_written_over(tmp_path: Path, tiny_folder: Path, passing: list[str], ending: str) -> None:
+    path = tmp_path / f"in{ending}"
+    table(path, passing[:3])
+    ok(lance("score", path, "-o", path, "--model", tiny_folder))
+    ok(lance("score", path, "-o", tmp_path / "again.jsonl", "--model", tiny_folder))
+    assert [row["prompt"] for row in read_lines(tmp_path / "again.jsonl")] == passing[:3]
+
+
 def test_numbers_are_plain_json(tmp_path: Path, tiny_folder: Path, passing: list[str]) -> None:
     """Values of numpy in carried columns (from parquet) come out as numbers and lists."""
     pd.DataFrame({"prompt": passing[:2], "n": np.array([1, 2], dtype=np.int16), "v": [[1, 2], [3]]}).to_parquet(tmp_path / "in.parquet")
@@ -363,7 +372,11 @@ def test_train_and_evaluate_with_ones_own_taxonomy(tmp_path: Path) -> None:
     ]
     write_prompts(rows, tmp_path / "tea.jsonl")
     model = tmp_path / "model"
-    result = ok(lance("train", tmp_path / "tea.jsonl", "--taxonomy", tmp_path / "teahouse.yml", "--frozen", "--epochs", 60, "--seed", 5, "-o", model))
+    result = ok(
+        lance(
+            "train", tmp_path / "tea.jsonl", "--taxonomy", tmp_path / "teahouse.yml", "--encoder-training", "frozen", "--epochs", 60, "--seed", 5, "-o", model
+        )
+    )
     assert result.stdout.split() == [str(model)]
     assert len(re.findall(r"^epoch \d+: objective", result.stderr, re.MULTILINE)) == 60
     assert {p.suffix for p in model.rglob("*") if p.is_file()} == {".json", ".safetensors", ".md"}, "nothing that needs a pickle"
@@ -386,7 +399,7 @@ def test_train_and_evaluate_with_ones_own_taxonomy(tmp_path: Path) -> None:
 
 def test_train_says_what_its_rows_lack(tmp_path: Path) -> None:
     write_prompts([Prompt(f"benign {i}", id=str(i)) for i in range(30)], tmp_path / "benign.jsonl")
-    failed(lance("train", tmp_path / "benign.jsonl", "--frozen", "--epochs", 1, "-o", tmp_path / "m"), "benign and noncompliant")
+    failed(lance("train", tmp_path / "benign.jsonl", "--encoder-training", "frozen", "--epochs", 1, "-o", tmp_path / "m"), "benign and noncompliant")
     assert not (tmp_path / "m").exists()
     (tmp_path / "bad.yml").write_text("categories:\n  - key: lonely\n", encoding="utf-8")
     failed(lance("train", tmp_path / "benign.jsonl", "--taxonomy", tmp_path / "bad.yml", "-o", tmp_path / "m"), "bad.yml, line 2", "anchor")
@@ -417,7 +430,9 @@ def test_help_has_examples(command: str) -> None:
     out = re.sub(r"\x1b\[[\d;]*m", "", ok(lance(command, "--help")).stdout)
     assert re.search("Examples?:", out)
     assert len(re.findall(rf"^.*\blance {command}\b", out.split("Example")[1], re.MULTILINE)) >= 1
-    for option in {"ask": ["--json", "--chat", "--seed"], "score": ["--output", "--resume"], "train": ["--taxonomy", "--frozen"]}.get(command, ["--model"]):
+    for option in {"ask": ["--json", "--chat", "--seed"], "score": ["--output", "--resume"], "train": ["--taxonomy", "--encoder-training"]}.get(
+        command, ["--model"]
+    ):
         assert option in out
     assert command in lance("--help").stdout
 

@@ -4,7 +4,9 @@ import io
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from lance.corpus import DataWarning
 from lance.errors import DataError
-from lance.tables import TableWriter, read_table
+from lance.tables import CHUNK, TableWriter, count_rows, iter_table, read_table
 
 AWKWARD = ["plain", "a, comma", 'a "quote"', "two\nlines", "ünïcödé ☕ שלום", " spaces ", "NA", "null", "12", "1.50", "=1+1", "tab\there"]
 
@@ -78,6 +80,34 @@ def test_text_files_hold_one_prompt_a_line(tmp_path: Path) -> None:
 def test_standard_input_is_jsonl(monkeypatch: pytest.MonkeyPatch) -> None:
     standard_input(monkeypatch, b'{"prompt": "one", "n": 1}\n{"prompt": "two"}\n')
     assert read_table("-") == [{"prompt": "one", "n": 1}, {"prompt": "two"}]
+
+
+def test_rows_come_before_the_rest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines() -> Iterator[bytes]:
+        yield b'{"note": "no prompt"}\n'
+        yield b'{"prompt": "one"}\n'
+        yield b'{"prompt": "two"}\n'
+        raise AssertionError("read too far")
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
+    with pytest.warns(DataWarning, match="line 1"):
+        rows = iter_table("-")
+        assert [next(rows)["prompt"], next(rows)["prompt"]] == ["one", "two"]
+    with pytest.raises(AssertionError, match="too far"):
+        next(rows)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet", ".txt"])
+def test_a_table_longer_than_a_block_is_read_in_order(tmp_path: Path, ending: str) -> None:
+    path, texts = tmp_path / f"long{ending}", [f"prompt {i}" for i in range(2 * CHUNK + 7)]
+    if ending == ".txt":
+        path.write_text("\n".join(texts))
+    else:
+        writer = TableWriter(str(path))
+        writer.write({"prompt": t} for t in texts)
+        writer.close()
+    assert [r["prompt"] for r in iter_table(str(path))] == texts
+    assert count_rows(str(path)) == (None if ending == ".csv" else len(texts))
 
 
 def test_bad_rows_of_standard_input_are_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +242,35 @@ def test_an_output_can_be_read_as_input(tmp_path: Path, ending: str, again: str)
     assert [r["prompt"] for r in rows] == AWKWARD
     assert {r["topic"] for r in rows} == {"tea"}
     assert [float(r["risk"]) for r in rows] == [0.125 * i for i in range(len(AWKWARD))]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_rows_written_in_parts_may_differ_in_their_columns(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"out{ending}"
+    writer = TableWriter(str(path))
+    writer.write([{"prompt": "a, b", "n": 1, "note": None}])
+    assert not path.exists(), "an old file stays as it is until all is there"
+    writer.write([{"prompt": "two\nlines", "n": 2.5, "note": "late", "more": "x"}])
+    writer.write([{"more": "y", "prompt": "c"}])
+    writer.close()
+    found = read_table(str(path))
+    assert [r["prompt"] for r in found] == ["a, b", "two\nlines", "c"]
+    assert [r["note"] or None for r in found] == [None, "late", None]
+    assert [r["more"] or None for r in found] == [None, "x", "y"]
+    assert [float(r["n"]) for r in found[:2]] == [1, 2.5]
+
+
+def test_columns_of_mixed_kinds_that_parquet_cannot_hold_are_named(tmp_path: Path) -> None:
+    for parts in ([[{"prompt": "a", "n": 1}, {"prompt": "b", "n": "two"}]], [[{"prompt": "a", "n": 1}], [{"prompt": "b", "n": "two"}]]):
+        writer = TableWriter(str(tmp_path / "out.parquet"))
+
+        def write(writer: TableWriter = writer, parts: list[list[dict[str, Any]]] = parts) -> None:
+            for part in parts:
+                writer.write(part)
+            writer.close()
+
+        with pytest.raises(DataError, match=r"cannot write .*out\.parquet.*; \.jsonl holds"):
+            write()
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
