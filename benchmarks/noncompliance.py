@@ -67,7 +67,7 @@ def main() -> None:
                 model = LogisticBaseline(taxonomy, encoder, seed=seed).fit(data.train)
             else:
                 config = MODELS[name](seed=seed)
-                config = replace(config, epochs=args.epochs) if config.lora_rank else config
+                config = replace(config, epochs=args.epochs) if config.trains_encoder else config
                 if name.startswith("enhancer"):
                     model = VariationalEnhancer(taxonomy, encoder, config).fit(data.train, data.validation)
                     model.encoder.merge_adapter()
@@ -76,12 +76,12 @@ def main() -> None:
                     model = SoftmaxBaseline(
                         taxonomy,
                         encoder,
-                        rank=c.lora_rank,
+                        rank=c.lora_rank if c.adaptation == "lora" else 0,
                         full=c.adaptation == "full",
                         epochs=c.epochs,
                         batch_size=c.batch_size,
                         lr=c.lr,
-                        encoder_lr=c.lora_lr,
+                        encoder_lr=c.encoder_lr,
                         hidden=hidden,
                         dropout=c.dropout if hidden else 0.0,
                         seed=seed,

@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from lance.changes import unfreeze
 from lance.corpus import Prompt, encode_labels
 from lance.encoder import PromptEncoder, training_autocast
 from lance.fitting import first_windows
@@ -76,7 +77,7 @@ class SoftmaxBaseline:
         self.encoder = copy.deepcopy(self.base)
         adapted = self.full or self.rank > 0
         if self.full:
-            self.encoder.unfreeze()
+            unfreeze(self.encoder)
         elif self.rank:
             self.encoder.add_lora(self.rank, seed=self.seed)
         width = self.hidden or self.encoder.dim

@@ -195,7 +195,7 @@ class PromptEncoder:
 
         require_adapter(folder)
         out = copy.copy(self)
-        out._known = None
+        out.forget()
         try:
             out.model = PeftModel.from_pretrained(copy.deepcopy(self.model), str(folder)).merge_and_unload().eval().requires_grad_(False)  # type: ignore[arg-type]
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -215,48 +215,20 @@ class PromptEncoder:
         self.model.to(usable_device(device))
         return self
 
+    def forget(self) -> None:
+        """Drop the embeddings remembered, and remember none from here on: the weights are about to change."""
+        self._known = None
+
     def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0, seed: int = 0) -> None:
         """Put a trainable LoRA adapter on the encoder (in place); the base weights stay frozen."""
         from peft import LoraConfig, get_peft_model
 
-        self._known = None
+        self.forget()
         kind = str(getattr(self.model.config, "model_type", ""))
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS.get(kind, "all-linear"))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model = get_peft_model(self.model, config)  # type: ignore[arg-type]
-
-    def unfreeze(self) -> None:
-        """Make the weights of all linear layers trainable (in place), for full fine-tuning; embeddings, biases and normalisation stay as they are."""
-        self._known = None
-        for module in self.model.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.requires_grad_(True)
-
-    @torch.no_grad()
-    def as_adapter(self, base: "PromptEncoder", rank: int) -> tuple["PromptEncoder", float]:
-        """A copy of `base` with a LoRA adapter that turns it into this encoder, as nearly as its rank allows, and the share of the change that it keeps.
-
-        The change of each linear layer is cut to its largest singular values, the best approximation of that rank (Eckart and Young, Psychometrika, 1936); the
-        share kept is that of the squared change, 1 where nothing changed.
-        """
-        out = copy.copy(base)
-        out.model = copy.deepcopy(base.model)
-        out.add_lora(rank, alpha=rank)
-        trained = dict(self.model.named_modules())
-        kept = total = 0.0
-        for name, module in out.model.named_modules():
-            if not hasattr(module, "lora_A"):
-                continue
-            change = trained[name.removeprefix("base_model.model.")].weight.double() - module.weight.double()
-            u, s, v = torch.linalg.svd(change, full_matrices=False)
-            root = s[:rank].sqrt()
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-            a.zero_()[: len(root)] = (root.unsqueeze(1) * v[:rank]).to(a.dtype)
-            b.zero_()[:, : len(root)] = (u[:, :rank] * root).to(b.dtype)
-            kept, total = kept + float((s[:rank] ** 2).sum()), total + float((s**2).sum())
-        out.model.eval().requires_grad_(False)
-        return out, kept / total if total else 1.0
 
     def save_adapter(self, folder: str | Path) -> None:
         """Save the LoRA adapter in PEFT's layout (safetensors), in half precision."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lance.calibration import fit_temperature
+from lance.changes import change_of, changed, unfreeze
 from lance.corpus import Prompt, encode_labels
 from lance.distribution import RejectionDistribution
 from lance.encoder import ADAPTER_FILES, PromptEncoder, Window
@@ -27,6 +28,7 @@ from lance.objective import conditioned_on_label
 from lance.taxonomy import Taxonomy
 
 LABEL_WEIGHT = 8.0
+CHANGE_FILE = "encoder_change.safetensors"
 
 
 class VariationalEnhancer:
@@ -55,6 +57,7 @@ class VariationalEnhancer:
         self.temperature = 1.0
         self.history: list[dict[str, float]] = []
         self._adapter: dict[str, bytes] | None = None  # files of the adapter that a loaded encoder was merged with
+        self._change: dict[str, Tensor] | None = None  # what full fine-tuning changed
 
     def __repr__(self) -> str:
         state = "fitted" if self.network is not None else "not fitted"
@@ -93,28 +96,33 @@ class VariationalEnhancer:
             raise DataError(f"training needs benign and noncompliant prompts; all {len(train)} rows are {'noncompliant' if base_rate else 'benign'}")
         rows = TrainingRows.of(train, labels, self.base, self.config.train_tokens)
         self.encoder = self.base
-        self._adapter = None
-        if self.config.lora_rank:
+        self._adapter, self._change = None, None
+        if self.config.trains_encoder:
             self.encoder = copy.deepcopy(self.base)
-            if self.config.adaptation == "lora":
-                self.encoder.add_lora(self.config.lora_rank, seed=self.config.seed)
-            else:
-                self.encoder.unfreeze()
+        if self.config.adaptation == "lora":
+            self.encoder.add_lora(self.config.lora_rank, seed=self.config.seed)
+        elif self.config.adaptation == "full":
+            unfreeze(self.encoder)
         self.temperature = 1.0
         with torch.random.fork_rng():  # the caller's generator stays as it was
             torch.manual_seed(self.config.seed)
             self.network = new_network(rows, self.taxonomy, self.base, self.config, base_rate)
             self.history = Fitting(self.network, self.encoder, rows, self.config).run(np.random.default_rng(self.config.seed), progress)
-        if self.config.lora_rank and self.config.adaptation == "full":
-            self.encoder, self.history[-1]["adapter_kept"] = self.encoder.as_adapter(self.base, self.config.lora_rank)
-        adapter = [p for name, p in self.encoder.model.named_parameters() if "lora_" in name]
-        with torch.no_grad():  # weights are stored in half precision: calibrate what will be loaded
-            for p in [*self.network.parameters(), *adapter]:
-                if p.ndim > 1:
-                    p.copy_(p.half())
+        self._round()
         if validation:
             self.calibrate(validation)
         return self
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """Round to what is stored: network and adapter in half precision, the change of the encoder in 8 bits. So what is calibrated is what will be loaded."""
+        if self.config.adaptation == "full":
+            self._change = change_of(self.encoder, self.base)
+            self.encoder = changed(self.base, self._change)
+        adapter = [p for name, p in self.encoder.model.named_parameters() if "lora_" in name]
+        for p in [*self._fitted().parameters(), *adapter]:
+            if p.ndim > 1:
+                p.copy_(p.half())
 
     def calibrate(self, prompts: Sequence[Prompt]) -> float:
         """Fit the temperature T on labelled prompts: ln alpha / T, with A unchanged, minimises the negative log-likelihood of their labels."""
@@ -182,7 +190,7 @@ class VariationalEnhancer:
     # ------------------------------------------------------------------ saving
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and, where the encoder was trained, adapter/. Nothing in the folder needs a pickle."""
+        """Write config.json, model.safetensors and, where the encoder was trained, adapter/ or encoder_change.safetensors. Nothing there needs a pickle."""
         if not self.base.name:
             raise ModelError("the encoder has no name to load it by; save it to a folder and load it with PromptEncoder.from_pretrained first")
         folder = Path(folder)
@@ -190,7 +198,10 @@ class VariationalEnhancer:
         state = {k: (v.half() if v.dtype == torch.float32 and v.ndim > 1 else v).contiguous() for k, v in self._fitted().state_dict().items()}
         save_file(state, folder / "model.safetensors")
         files = ["model.safetensors"]
-        if self.config.lora_rank:
+        if self._change is not None:
+            save_file(self._change, folder / CHANGE_FILE)
+            files.append(CHANGE_FILE)
+        if self.config.adaptation == "lora":
             if self._adapter is None:
                 self.encoder.save_adapter(folder / "adapter")
                 (folder / "adapter" / "README.md").unlink(missing_ok=True)
@@ -222,7 +233,12 @@ class VariationalEnhancer:
         enc = meta["encoder"]
         base = base or PromptEncoder.from_pretrained(enc["name"], revision=enc["revision"], max_tokens=enc["max_tokens"], device=device)
         out = cls(Taxonomy.from_dict(meta["taxonomy"]), base, EnhancerConfig.from_dict(meta["config"]))
-        if out.config.lora_rank:
+        if out.config.adaptation == "full":
+            if CHANGE_FILE not in meta["sha256"]:
+                raise ModelError(f"the config.json in {str(folder)!r} names no {CHANGE_FILE}, which has what was trained of the encoder; save it again")
+            out._change = load_file(folder / CHANGE_FILE)
+            out.encoder = changed(base, out._change)
+        elif out.config.adaptation == "lora":
             out.encoder = base.with_adapter(folder / "adapter")
             out._adapter = {name: (folder / "adapter" / name).read_bytes() for name in ADAPTER_FILES}
         state = load_file(folder / "model.safetensors", device=str(base.device))

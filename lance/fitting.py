@@ -19,12 +19,11 @@ from lance.taxonomy import Taxonomy
 class EnhancerConfig:
     """Everything that decides how an enhancer is trained.
 
-    `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `lora_rank` 0 leaves the encoder frozen. Otherwise
-    `adaptation` "lora" trains an adapter of that rank along, and "full" all linear layers of the encoder, whose change is then stored as an adapter of that
-    rank; `lora_lr` is the learning rate of either. Twins always share a batch, so that `weights.pair` can rank them. `train_tokens` cuts long prompts, in
-    training only. `kl_warmup` is the share of the steps over which the KL weights rise from 0. Learning rates are AdamW's. For ablations: `anchors`
-    "permuted" ties each leaf to the anchor of the next one, "none" lets the directions b start at random, as long as the anchors are, with nothing to hold
-    them; `prior` "flat" is Dir(1, ..., 1).
+    `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `adaptation` says what of the encoder is trained along:
+    nothing ("frozen"), a LoRA adapter of rank `lora_rank` ("lora"), or all linear layers ("full"), at the rate `encoder_lr`. Twins always share a batch, so
+    that `weights.pair` can rank them. `train_tokens` cuts long prompts, in training only. `kl_warmup` is the share of the steps over which the KL weights
+    rise from 0. Learning rates are AdamW's. For ablations: `anchors` "permuted" ties each leaf to the anchor of the next one, "none" lets the directions b
+    start at random, as long as the anchors are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1).
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
@@ -35,9 +34,9 @@ class EnhancerConfig:
     epochs: int = 30
     batch_size: int = 128
     lr: float = 2e-3
-    adaptation: Literal["lora", "full"] = "lora"
-    lora_rank: int = 0
-    lora_lr: float = 1e-3
+    adaptation: Literal["frozen", "lora", "full"] = "frozen"
+    lora_rank: int = 16
+    encoder_lr: float = 1e-3
     weight_decay: float = 1e-4
     clip: float = 5.0
     kl_warmup: float = 0.25
@@ -48,38 +47,42 @@ class EnhancerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "epochs", "batch_size", "train_tokens"):
+        for name in ("hidden", "epochs", "batch_size", "train_tokens", "lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)!r}")
-        for name in ("lr", "lora_lr", "clip"):
+        for name in ("lr", "encoder_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, found {getattr(self, name)!r}")
-        choices = {"adaptation": ("lora", "full"), "anchors": ("taxonomy", "permuted", "none"), "prior": ("base_rate", "flat")}
+        choices = {"adaptation": ("frozen", "lora", "full"), "anchors": ("taxonomy", "permuted", "none"), "prior": ("base_rate", "flat")}
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
-        if not 0 <= self.kl_warmup <= 1 or self.latent_dim < 0 or self.lora_rank < 0 or not 0 <= self.dropout < 1:
-            raise ValueError("expected kl_warmup in [0, 1], dropout in [0, 1), latent_dim >= 0 and lora_rank >= 0")
+        if not 0 <= self.kl_warmup <= 1 or self.latent_dim < 0 or not 0 <= self.dropout < 1:
+            raise ValueError("expected kl_warmup in [0, 1], dropout in [0, 1) and latent_dim >= 0")
 
     @classmethod
     def lora(cls, **changes: Any) -> "EnhancerConfig":
-        """The settings of the shipped weights: a LoRA adapter trained jointly, fewer epochs, smaller batches."""
+        """A LoRA adapter trained along: fewer epochs, smaller batches, a posterior that reads the embedding linearly."""
         given: dict[str, Any] = {
-            "lora_rank": 16,
+            "adaptation": "lora",
             "layers": 0,
             "hidden": 128,
             "dropout": 0.1,
             "epochs": 2,
             "batch_size": 32,
             "lr": 1e-3,
-            "lora_lr": 2e-3,
+            "encoder_lr": 2e-3,
         } | changes
         return cls(**given)
 
     @classmethod
     def full(cls, **changes: Any) -> "EnhancerConfig":
-        """As `lora`, with full fine-tuning of the encoder's linear layers; their change is stored as an adapter of rank 64."""
-        return cls.lora(**({"adaptation": "full", "lora_rank": 64, "lora_lr": 1e-4} | changes))
+        """The settings of the shipped weights: as `lora`, with full fine-tuning of the encoder's linear layers."""
+        return cls.lora(**({"adaptation": "full", "encoder_lr": 1e-4} | changes))
+
+    @property
+    def trains_encoder(self) -> bool:
+        return self.adaptation != "frozen"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -162,8 +165,8 @@ class Fitting:
         """Ascend for the epochs configured; one record an epoch: the means of the terms over the rows, and signs of collapse."""
         cfg, net = self.config, self.network
         groups: list[dict[str, Any]] = [{"params": list(net.parameters()), "lr": cfg.lr}]
-        if cfg.lora_rank:
-            groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": cfg.lora_lr})
+        if cfg.trains_encoder:
+            groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": cfg.encoder_lr})
         batches = [list(self.batches(rng)) for _ in range(cfg.epochs)]
         steps = sum(map(len, batches))
         ascent = Ascent(groups, steps, weight_decay=cfg.weight_decay, clip=cfg.clip)
@@ -171,7 +174,7 @@ class Fitting:
         step = 0
         for epoch in range(cfg.epochs):
             net.train()
-            self.encoder.model.train(cfg.lora_rank > 0)
+            self.encoder.model.train(cfg.trains_encoder)
             sums: dict[str, float] = {}
             for index in batches[epoch]:
                 ramp = min(1.0, (step + 1) / (cfg.kl_warmup * steps)) if cfg.kl_warmup else 1.0
@@ -185,7 +188,7 @@ class Fitting:
             history.append({"epoch": epoch + 1.0, **{k: v / len(self.rows.x) for k, v in sums.items()}, **self.collapse()})
             if progress:
                 progress(history[-1])
-        if cfg.lora_rank:
+        if cfg.trains_encoder:
             self.encoder.model.requires_grad_(False)
         return history
 
@@ -216,7 +219,7 @@ class Fitting:
         paired = {int(i) for i in self.rows.pairs.ravel()}
         units = [[int(a), int(b)] for a, b in self.rows.pairs] + [[i] for i in range(len(windows)) if i not in paired]
         order = [units[i] for i in rng.permutation(len(units))]
-        if self.config.lora_rank:
+        if self.config.trains_encoder:
             chunks = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
             order = [u for chunk in chunks for u in sorted(chunk, key=lambda u: max(len(windows[i].ids) for i in u))]
         found: list[list[int]] = [[]]
@@ -229,7 +232,7 @@ class Fitting:
 
     def posterior_input(self, index: Sequence[int]) -> Tensor:
         """The embeddings that q(d | x) reads for these rows, (b, D)."""
-        if not self.config.lora_rank:
+        if not self.config.trains_encoder:
             return self.rows.x[torch.as_tensor(index)].to(self.device)
         with training_autocast(self.device):
             embedding = self.encoder.forward(*self.encoder.collate([self.rows.windows[i] for i in index]))

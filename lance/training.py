@@ -131,18 +131,13 @@ def write_model_card(lance: Lance, data: TrainingSet, folder: Path, figures: dic
     c = lance.enhancer.config
     rows = "\n".join(f"| {name} | {n} |" for name, n in data.sources.items())
     measured = "\n".join(f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures.items())
-    kept = lance.enhancer.history[-1].get("adapter_kept", 1.0)
-    adapter = "(frozen)"
-    if c.lora_rank and c.adaptation == "lora":
-        adapter = f"with a LoRA adapter of rank {c.lora_rank}"
-    elif c.lora_rank:
-        adapter = f"whose linear layers were trained along; their change is stored as an adapter of rank {c.lora_rank}, which keeps {kept:.1%} of it (squared)"
+    trained = {"frozen": "(frozen)", "lora": f"with a LoRA adapter of rank {c.lora_rank}", "full": "whose linear layers were trained along"}[c.adaptation]
     text = f"""# Model card
 
 Written by `lance.training`; do not edit by hand.
 
 A variational label enhancer over {len(lance.taxonomy)} leaves of the taxonomy `{lance.taxonomy.name}` on the encoder
-`{lance.enhancer.base.name}` {adapter}, a character n-gram verifier, and {len(lance.exemplars.pairs)} exemplars for rewriting.
+`{lance.enhancer.base.name}` {trained}, a character n-gram verifier, and {len(lance.exemplars.pairs)} exemplars for rewriting.
 
 ## Training rows
 

@@ -1,6 +1,5 @@
 """PromptEncoder: windows and offsets, pooling, batches, the packaged weights, adapters, and encoders of several architectures."""
 
-import copy
 import importlib
 import shutil
 import sys
@@ -333,29 +332,6 @@ def test_an_adapter_survives_saving_loading_and_merging(small: PromptEncoder, tm
     small.merge_adapter()
     assert torch.allclose(small.encode(texts), adapted, atol=1e-5)
     assert not any("lora" in n for n, _ in small.model.named_parameters())
-
-
-def test_full_fine_tuning_is_stored_as_an_adapter(small: PromptEncoder, tmp_path: Path):
-    texts = ["how is the moon", "kill a python process"]
-    tuned = copy.deepcopy(small)
-    tuned.unfreeze()
-    trainable = {n for n, p in tuned.model.named_parameters() if p.requires_grad}
-    assert trainable
-    assert all(n.endswith("weight") and "LayerNorm" not in n and "embeddings" not in n for n in trainable)
-    generator = torch.Generator().manual_seed(2)
-    for name, p in tuned.model.named_parameters():
-        if name in trainable:
-            p.data += 0.2 * torch.randn(p.shape, generator=generator)
-    wanted = tuned.encode(texts)
-    assert not torch.allclose(wanted, small.encode(texts), atol=1e-2)
-    whole, kept = tuned.as_adapter(small, small.dim)
-    assert kept == pytest.approx(1)
-    assert torch.allclose(whole.encode(texts), wanted, atol=1e-4)
-    shares = [tuned.as_adapter(small, rank)[1] for rank in (1, 4, small.dim // 2)]
-    assert 0 < shares[0] < shares[1] < shares[2] < 1
-    assert copy.deepcopy(small).as_adapter(small, 2)[1] == 1  # nothing changed
-    whole.save_adapter(tmp_path / "adapter")
-    assert torch.allclose(PromptEncoder.from_pretrained(small.name, adapter=tmp_path / "adapter", max_tokens=64).encode(texts), wanted, atol=1e-2)
 
 
 def test_the_seed_decides_how_an_adapter_starts_and_nothing_else(folders: dict[str, Path]):

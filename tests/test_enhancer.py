@@ -27,7 +27,7 @@ from lance.taxonomy import Taxonomy
 
 QUICK = EnhancerConfig(epochs=25, batch_size=16, hidden=32, latent_dim=4)
 LORA = EnhancerConfig.lora(epochs=1, lora_rank=2, hidden=16, latent_dim=2)
-FULL = replace(LORA, adaptation="full", lora_rank=8)
+FULL = replace(LORA, adaptation="full")
 
 
 def coarse(p: Prompt, taxonomy: Taxonomy, level: str) -> Prompt:
@@ -315,17 +315,17 @@ def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert enhancer.base is small_encoder
-    assert any(float(p.abs().max()) > 0 for n, p in enhancer.encoder.model.named_parameters() if "lora_B" in n)  # it learnt
+    assert not torch.allclose(enhancer.encoder.encode(["how tall is it?"]), small_encoder.encode(["how tall is it?"]), atol=1e-4)  # it learnt
     assert not any(p.requires_grad for p in enhancer.encoder.model.parameters())
     assert records == enhancer.history
     assert len(records) == config.epochs
-    assert ("adapter_kept" in records[-1]) == (config.adaptation == "full")
-    assert 0.5 < records[-1].get("adapter_kept", 1.0) <= 1
     texts = [p.text for p in held]
     enhancer.save_pretrained(tmp_path)
     loaded = VariationalEnhancer.from_pretrained(tmp_path)
     assert loaded.config == config
-    assert np.allclose(loaded.predict_alpha(texts), enhancer.predict_alpha(texts), rtol=1e-4)  # half precision was rounded to before
+    assert np.allclose(loaded.predict_alpha(texts), enhancer.predict_alpha(texts), rtol=1e-4)  # it was rounded to what is stored before
+    loaded.save_pretrained(tmp_path / "again")
+    assert np.allclose(VariationalEnhancer.from_pretrained(tmp_path / "again").predict_alpha(texts), loaded.predict_alpha(texts), rtol=1e-5)
 
 
 def test_terms_and_signs_of_collapse_are_logged(fitted: Callable[[str], VariationalEnhancer]):

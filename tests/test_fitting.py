@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -53,10 +54,12 @@ def test_pairs_are_a_noncompliant_prompt_and_its_benign_twin() -> None:
     assert twin_pairs(prompts[:2]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("adaptation", ["frozen", "lora"])
 @pytest.mark.parametrize("size", [1, 7, 32])
-def test_each_row_is_in_one_batch_and_twins_in_the_same(twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder, rank: int, size: int) -> None:
-    fit = fitting(twins, taxonomy, small_encoder, EnhancerConfig(batch_size=size, lora_rank=rank))
+def test_each_row_is_in_one_batch_and_twins_in_the_same(
+    twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder, adaptation: Literal["frozen", "lora"], size: int
+) -> None:
+    fit = fitting(twins, taxonomy, small_encoder, EnhancerConfig(batch_size=size, adaptation=adaptation))
     batches = list(fit.batches(np.random.default_rng(0)))
     assert sorted(i for b in batches for i in b) == list(range(len(twins)))
     assert max(map(len, batches)) <= max(size, 2)
