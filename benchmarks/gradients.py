@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lance import Lance, load_corpus
-from lance.gradients import content_words
+from lance.words import content_words
 
 
 def identity_error(lance: Lance, text: str) -> float:

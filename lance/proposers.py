@@ -17,8 +17,9 @@ from lance.chat import ChatModel
 from lance.corpus import Prompt
 from lance.encoder import PromptEncoder
 from lance.errors import ChatError
-from lance.gradients import MultiWayGradient, content_words
+from lance.gradients import MultiWayGradient
 from lance.taxonomy import Taxonomy
+from lance.words import content_words
 
 DETERMINED = re.compile(r"\b(?:an?|the|my|your|his|her|its|our|their|this|that|some)\s+(?:own\s+)?([^\W\d_]{3,})\b", re.IGNORECASE)
 

@@ -5,7 +5,7 @@ import unicodedata
 from typing import Literal
 
 from lance.encoder import PromptEncoder
-from lance.gradients import FUNCTION_WORDS
+from lance.words import FUNCTION_WORDS
 
 Unreadable = Literal["empty", "one_token", "unknown_language"]
 WORD = re.compile(r"(?<![\w^])[^\W\d_]{2,}(?!\w)", re.UNICODE)  # whole words: neither the e of e^2 nor that of 3e7

@@ -17,12 +17,11 @@ from lance.gradients import (
     GradientSpan,
     MultiWayGradient,
     TextualGradient,
-    content_words,
     highlight_html,
-    word_attributions,
 )
 from lance.pipeline import Lance
 from lance.taxonomy import Taxonomy
+from lance.words import content_words, word_attributions
 
 ODD = [
     "   Write an insult about my colleague and post it to everybody, will you",
