@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from label_enhancement import peer
+from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
 from lance import VariationalEnhancer, load_corpus
@@ -139,6 +140,7 @@ def recover(args: argparse.Namespace) -> None:
     encoder, conditioned = PromptEncoder.from_pretrained(remember=True), args.action == "recover"
     for seed in args.seeds:
         ground = Ground(Taxonomy.builtin(), encoder, seed, args.rows)
+        encoder.encode([p.text for part in (ground.train, ground.validation, ground.test) for p in part])  # before the clock starts
         for name, make in methods(ground, conditioned, args.methods).items():
             start = time.perf_counter()
             at, values, plain = make()
@@ -193,7 +195,7 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 WHOLE, POINT = "as it is", "softmax point estimate"
-JUDGED = ("macro_f1", "auroc", "ece", "nll", "leaf_f1", "twins", "KL", "outside")
+JUDGED = ("macro_f1", "auroc", "ece", "nll", "leaf_f1", "twins", "KL", "outside", "entropy")
 ABLATIONS: dict[str, dict[str, Any]] = {
     WHOLE: {},
     "no reconstruction": {"weights": ObjectiveWeights(reconstruction=0.0)},
@@ -224,12 +226,20 @@ def ablate(args: argparse.Namespace) -> None:
             tax, encoder, rank=0, epochs=own.epochs, batch_size=own.batch_size, lr=own.lr, hidden=own.hidden, dropout=own.dropout, seed=seed
         ).fit(ground.train)
         t = fit_temperature(head.predict_proba([p.text for p in ground.validation]) + 1e-9, encode_labels(ground.validation, tax))
-        figures = judged(ground, lambda texts: temper(head.predict_proba(texts) + 1e-9, t), outside)  # noqa: B023 - called at once
+        figures = judged(ground, lambda texts: temper(head.predict_proba(texts) + 1e-9, t), outside, own_evidence=False)  # noqa: B023 - called at once
         write(args, {"action": "ablate", "method": POINT, "seed": seed} | figures)
 
 
-def judged(ground: Ground, alpha: Callable[[list[str]], Array], outside: list[str]) -> dict[str, float]:
-    """Figures on the test split, from concentrations or, for a point estimate, probabilities (whose vacuity is the same for all)."""
+def far(inside: Array, outside: Array) -> float:
+    """AUROC of a score that should be higher for texts outside the domain."""
+    return float(roc_auc_score([0] * len(inside) + [1] * len(outside), np.r_[inside, outside]))
+
+
+def judged(ground: Ground, alpha: Callable[[list[str]], Array], outside: list[str], *, own_evidence: bool = True) -> dict[str, float]:
+    """Figures on the test split, from concentrations or, for a point estimate, which has no evidence of its own, probabilities.
+
+    `outside` and `entropy` say how well vacuity and the entropy of the mean tell texts outside the domain from prompts.
+    """
     a = alpha([p.text for p in ground.test])
     p = a / a.sum(1, keepdims=True)
     figures = {k: v for k, v in classification_figures(p, ground.test, ground.taxonomy).items() if k in JUDGED}
@@ -237,7 +247,10 @@ def judged(ground: Ground, alpha: Callable[[list[str]], Array], outside: list[st
     figures["twins"] = float((p[noncompliant, 0] < p[benign, 0]).mean())
     annotated = alpha([q.text for q in ground.annotated[1]])
     figures["KL"] = compare_distributions(ground.truth[1], annotated / annotated.sum(1, keepdims=True))["KL"]
-    figures["outside"] = float(roc_auc_score([0] * len(a) + [1] * len(outside), -np.r_[a.sum(1), alpha(outside).sum(1)].round(6)))
+    other = alpha(outside)
+    if own_evidence:
+        figures["outside"] = far(-a.sum(1), -other.sum(1))
+    figures["entropy"] = far(entropy(p, axis=1), entropy(other / other.sum(1, keepdims=True), axis=1))
     return figures
 
 
@@ -250,6 +263,7 @@ def write(args: argparse.Namespace, record: dict[str, Any]) -> None:
 
 def table(args: argparse.Namespace) -> None:
     frame = pd.DataFrame([json.loads(line) for line in args.results.read_text().splitlines()])
+    frame = frame.drop_duplicates([k for k in ("action", "method", "chosen", "anchors", "reconstruction", "seed") if k in frame], keep="last")
     parts = []
     for action, given in frame.groupby("action"):
         keys, measures = ["method", "chosen"], ["value", "seconds", *(m.name for m in DISTRIBUTION_MEASURES)]
@@ -266,7 +280,7 @@ def table(args: argparse.Namespace) -> None:
         parts.append(mean.reset_index())
     if args.csv:
         written = pd.concat(parts)
-        written[written.get("chosen", "") != "none"].round(5).to_csv(args.csv, index=False)
+        (written[written["chosen"] != "none"] if "chosen" in written else written).round(5).to_csv(args.csv, index=False)
 
 
 def main() -> None:

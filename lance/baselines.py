@@ -2,18 +2,18 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
+from torch import Tensor, nn
 
 from lance.changes import unfreeze
 from lance.corpus import Prompt, encode_labels
-from lance.encoder import PromptEncoder, training_autocast
+from lance.encoder import PromptEncoder, Window, training_autocast
 from lance.fitting import first_windows
 from lance.network import Ascent
 from lance.taxonomy import Taxonomy
@@ -46,8 +46,9 @@ class SoftmaxBaseline:
     """A LoRA adapter and a linear softmax head; the loss is the negative log-likelihood of the label, as the enhancer has it.
 
     With rank 0 the encoder stays frozen, and with `full` all of its linear layers are trained; `encoder_lr` is the learning rate there, by default that of
-    the head. With label smoothing, that share of the loss is the mean of -ln p over all coordinates. With `hidden`, the head reads the embedding through
-    the trunk of the enhancer's network: one layer of that width, with dropout.
+    the head. As in the enhancer, embeddings are standardised by the mean and spread of the frozen ones of the training rows. With label smoothing, that
+    share of the loss is the mean of -ln p over all coordinates. With `hidden`, the head reads the embedding through the trunk of the enhancer's network:
+    one layer of that width, with dropout.
     """
 
     def __init__(
@@ -68,13 +69,23 @@ class SoftmaxBaseline:
     ) -> None:
         self.taxonomy, self.base = taxonomy, encoder
         self.rank, self.epochs, self.batch_size, self.lr, self.smoothing, self.seed = rank, epochs, batch_size, lr, smoothing, seed
-        self.hidden, self.dropout, self.full, self.encoder_lr = hidden, dropout, full, encoder_lr or lr
+        self.hidden, self.dropout, self.full, self.encoder_lr = hidden, dropout, full, lr if encoder_lr is None else encoder_lr
         self.head: nn.Sequential | None = None
 
     def fit(self, prompts: Sequence[Prompt]) -> "SoftmaxBaseline":
-        torch.manual_seed(self.seed)
-        rng = np.random.default_rng(self.seed)
+        with torch.random.fork_rng():  # the caller's generator stays as it was
+            torch.manual_seed(self.seed)
+            self._fit(prompts, np.random.default_rng(self.seed))
+        return self
+
+    def _fit(self, prompts: Sequence[Prompt], rng: np.random.Generator) -> None:
+        device = self.base.device
         self.encoder = copy.deepcopy(self.base)
+        labels = encode_labels(prompts, self.taxonomy)
+        candidates, eta = torch.from_numpy(labels.candidates).to(device), torch.from_numpy(labels.eta).to(device)
+        windows = first_windows(self.encoder, [p.text for p in prompts], TRAIN_TOKENS)
+        frozen = self.encoder.embed(windows)
+        self.centre, self.spread = frozen.mean(0).to(device), frozen.std(0).clamp_min(1e-5).to(device)
         adapted = self.full or self.rank > 0
         if self.full:
             unfreeze(self.encoder)
@@ -82,29 +93,20 @@ class SoftmaxBaseline:
             self.encoder.add_lora(self.rank, seed=self.seed)
         width = self.hidden or self.encoder.dim
         trunk = [nn.Dropout(self.dropout), nn.Linear(self.encoder.dim, width), nn.GELU(), nn.Dropout(self.dropout)] if self.hidden else []
-        self.head = nn.Sequential(*trunk, nn.Linear(width, len(self.taxonomy) + 1))
-        labels = encode_labels(prompts, self.taxonomy)
-        candidates, eta = torch.from_numpy(labels.candidates), torch.from_numpy(labels.eta)
-        windows = first_windows(self.encoder, [p.text for p in prompts], TRAIN_TOKENS)
-        frozen = None if adapted else self.encoder.embed(windows)
+        self.head = nn.Sequential(*trunk, nn.Linear(width, len(self.taxonomy) + 1)).to(device)
         groups = [{"params": list(self.head.parameters()), "lr": self.lr}]
         if adapted:
             groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": self.encoder_lr})
         ascent = Ascent(groups, self.epochs * math.ceil(len(prompts) / self.batch_size))
         self.encoder.model.train(adapted)
         for _ in range(self.epochs):
-            order = rng.permutation(len(windows)).tolist()
-            chunks = [order[i : i + 16 * self.batch_size] for i in range(0, len(order), 16 * self.batch_size)]
-            order = [i for chunk in chunks for i in sorted(chunk, key=lambda i: len(windows[i].ids))]
-            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-            for b in rng.permutation(len(batches)).tolist():
-                rows = batches[b]
-                if frozen is None:
-                    with training_autocast(self.base.device):
+            for rows in self._batches(windows, rng, by_length=adapted):
+                if adapted:
+                    with training_autocast(device):
                         x = self.encoder.forward(*self.encoder.collate([windows[i] for i in rows])).float()
                 else:
-                    x = frozen[rows]
-                log_p = torch.log_softmax(self.head(x * math.sqrt(self.encoder.dim)), dim=-1)
+                    x = frozen[rows].to(device)
+                log_p = self._log_p(x)
                 S, e = candidates[rows], eta[rows]
                 any_of = torch.logsumexp(log_p.masked_fill(~S, -torch.inf), dim=-1)
                 all_of = (log_p * S).sum(-1) / S.sum(-1)
@@ -112,11 +114,22 @@ class SoftmaxBaseline:
         self.head.eval()
         self.encoder.model.eval().requires_grad_(False)
         self.encoder.merge_adapter()
-        return self
+
+    def _batches(self, windows: Sequence[Window], rng: np.random.Generator, *, by_length: bool) -> Iterator[list[int]]:
+        """Shuffled batches; of similar length where the encoder is trained, which saves padding."""
+        size, order = self.batch_size, rng.permutation(len(windows)).tolist()
+        if by_length:
+            chunks = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+            order = [i for chunk in chunks for i in sorted(chunk, key=lambda i: len(windows[i].ids))]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        for b in rng.permutation(len(batches)):
+            yield batches[b]
+
+    def _log_p(self, x: Tensor) -> Tensor:
+        assert self.head is not None
+        return torch.log_softmax(self.head((x - self.centre) / self.spread), dim=-1)
 
     @torch.inference_mode()
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities (n, K + 1)."""
-        assert self.head is not None
-        logits = self.head(self.encoder.encode(texts) * math.sqrt(self.encoder.dim))
-        return torch.softmax(logits, dim=-1).double().numpy()
+        return self._log_p(self.encoder.encode(texts).to(self.base.device)).exp().double().cpu().numpy()

@@ -96,15 +96,11 @@ def score(
     """
     with _errors():
         from lance.pipeline import score_record
-        from lance.tables import TableWriter
 
-        rows, writer = _rows(source, output), TableWriter(output, resume=resume)
-        lance = _load(model, None, None, device, 0)
-
-        def work(texts: list[str]) -> list[dict[str, Any]]:
+        def work(lance: "Lance", texts: list[str]) -> list[dict[str, Any]]:
             return [score_record(d) for d in lance.score(texts, batch_size)]
 
-        _table(rows, writer, work, chunk=1024, source=source, name="score")
+        _table(source, output, resume, lambda: _load(model, None, None, device, 0), work, chunk=1024, name="score")
 
 
 @app.command()
@@ -129,16 +125,12 @@ def refine(
         lance refine prompts.csv -o refined.jsonl --resume
     """
     with _errors():
-        from lance.tables import TableWriter
-
-        rows, writer = _rows(source, output), TableWriter(output, resume=resume)
-        lance = _load(model, chat, chat_model, device, seed)
         columns = ("refined", "outcome", "steps", "risk", "risk_after", "verifier_risk_after", "similarity")
 
-        def work(texts: list[str]) -> list[dict[str, Any]]:
+        def work(lance: "Lance", texts: list[str]) -> list[dict[str, Any]]:
             return [{k: v for k, v in r.to_dict().items() if k in columns} for r in lance.refine(texts)]
 
-        _table(rows, writer, work, chunk=64, source=source, name="refine")
+        _table(source, output, resume, lambda: _load(model, chat, chat_model, device, seed), work, chunk=64, name="refine")
 
 
 @app.command()
@@ -248,29 +240,44 @@ def _load(model: Path | None, chat: str | None, chat_model: str | None, device: 
     return Lance.from_pretrained(model, chat=chat, model=chat_model, device=device, seed=seed)
 
 
-def _rows(source: str, output: str) -> Iterable[dict[str, Any]]:
-    """The rows of a table as they are read; all at once where they will be written over."""
-    from lance.tables import iter_table, read_table
+def _open(source: str, output: str, resume: bool) -> tuple[Iterable[dict[str, Any]], Any, Callable[[], None]]:
+    """Rows as they are read, a writer, and what is left to do when all is written: a table that is written over stays as it is until then."""
+    from lance.errors import DataError
+    from lance.tables import TableWriter, iter_table
 
-    same = source != "-" and output != "-" and Path(source).exists() and Path(output).exists() and Path(source).samefile(output)
-    return read_table(source) if same else iter_table(source)
+    rows, path = iter_table(source), Path(output)
+    if "-" in (source, output) or not path.exists() or not path.samefile(source):
+        writer = TableWriter(output, resume=resume)
+        return rows, writer, writer.close
+    if resume:
+        raise DataError(f"{output!r} is input and output, so there is no telling what is done; give another output, or leave --resume out")
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    writer = TableWriter(str(partial))
+
+    def finish() -> None:
+        writer.close()
+        partial.replace(path)
+
+    return rows, writer, finish
 
 
-def _table(rows: Iterable[dict[str, Any]], writer: Any, work: Callable[[list[str]], list[dict[str, Any]]], *, chunk: int, source: str, name: str) -> None:
+def _table(
+    source: str, output: str, resume: bool, load: Callable[[], "Lance"], work: Callable[["Lance", list[str]], list[dict[str, Any]]], *, chunk: int, name: str
+) -> None:
     """Work through a table in chunks, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     from lance.tables import count_rows
 
-    writer.write([])  # the model is there: from here on a run that is interrupted resumes from its own rows, not from those of an older one
-    console = Console(stderr=True)
+    rows, writer, finish = _open(source, output, resume)
+    lance, console = load(), Console(stderr=True)
     total = count_rows(source) if console.is_terminal else None
-    given = track(rows, description=name, total=total, console=console, disable=not console.is_terminal)
-    given = islice(given, writer.done, None)
+    writer.write([])  # the model is there: from here on a run that is interrupted resumes from its own rows, not from those of an older one
+    given = islice(track(rows, description=name, total=total, console=console, disable=not console.is_terminal), writer.done, None)
     while part := list(islice(given, chunk)):
-        writer.write([{**row, **found} for row, found in zip(part, work([row["prompt"] for row in part]), strict=True)])
-    writer.close()
+        writer.write([{**row, **found} for row, found in zip(part, work(lance, [row["prompt"] for row in part]), strict=True)])
+    finish()
 
 
 @contextmanager

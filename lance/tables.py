@@ -3,13 +3,15 @@
 .jsonl, .csv and .parquet have a column `prompt`, .txt has one prompt a line; `-` is standard input or output, as JSONL.
 """
 
+import csv
 import json
 import math
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +24,9 @@ from lance.errors import DataError
 Row = dict[str, Any]
 ENDINGS = (".jsonl", ".csv", ".parquet", ".txt")
 NESTED = (dict, list, np.ndarray)
-CHUNK = 1024  # rows read at a time
+CHUNK, BLOCK = 1024, 8192  # rows read at a time, rows in a part of what is written
+LONGEST = 1 << 30  # characters of a field
+ARROW_ERRORS = (ImportError, ValueError, TypeError, KeyError, NotImplementedError, OverflowError, OSError)  # pyarrow's own are of these kinds
 
 
 def read_table(source: str) -> list[Row]:
@@ -87,18 +91,24 @@ def _text_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    import pandas as pd
-
+    csv.field_size_limit(LONGEST)
     try:
-        number = 2
-        with pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig", chunksize=CHUNK) as frames:
-            for frame in frames:
-                for row in frame.to_dict("records"):
-                    yield number, {str(k): v for k, v in row.items()}
-                    number += 1
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            header: list[str] = []
+            for name in next(lines, []):
+                header.append(next(n for n in chain([name], (f"{name}.{i}" for i in count(1))) if n not in header))
+            if not header:
+                raise DataError(f"cannot read {str(path)!r} as csv: its first line should name the columns")
+            for row in lines:
+                if row and len(row) != len(header):
+                    message = f"left out ({len(row)} fields, expected {len(header)}; put quotes around a text with commas)"
+                    warnings.warn(f"{path}, line {lines.line_num}: {message}", DataWarning, stacklevel=2)
+                elif row:
+                    yield lines.line_num, dict(zip(header, row, strict=True))
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 (byte {error.start} of a block: {error.reason}); save it as UTF-8") from error
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+    except (csv.Error, OSError) as error:
         raise DataError(f"cannot read {str(path)!r} as csv: {error}") from error
 
 
@@ -112,7 +122,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 for row in batch.to_pylist():
                     yield number, {k: v for k, v in row.items() if not k.startswith("__index_level_")}  # pandas' row numbers
                     number += 1
-    except (ImportError, ValueError, OSError) as error:  # pyarrow's errors are of these kinds
+    except ARROW_ERRORS as error:
         raise DataError(f"cannot read {str(path)!r} as parquet: {error}") from error
 
 
@@ -125,19 +135,21 @@ def _with_prompts(rows: Iterable[tuple[int, Row]], source: str) -> Iterator[Row]
 
 
 class TableWriter:
-    """Writes rows as they come, and keeps none of them in memory. JSONL is written line by line, so that an interrupted run can be resumed; other formats
-    are gathered in a temporary folder and written at the end, when all columns are known.
+    """Writes rows as they come, and keeps a block of them in memory at most.
 
-    An old file is replaced by the first `write` or `close`, so that a run that fails before leaves it alone. With `resume`, rows that the JSONL file
-    already holds are kept, and `done` says how many; a half-written last line is cut off.
+    JSONL is written line by line, so that an interrupted run can be resumed. Other formats are gathered in a temporary folder and written at the end, when all
+    columns are known. An old file is replaced by the first `write` or by `close`, so that a run that fails before leaves it alone. With `resume`, rows that
+    the JSONL file already holds are kept, and `done` says how many; a half-written last line is cut off.
     """
 
     def __init__(self, target: str, *, resume: bool = False) -> None:
         self.target = target
         self.path = None if target == "-" else Path(target)
         self.done = 0
+        self._end: int | None = None  # where a resumed file goes on
         self._folder: TemporaryDirectory[str] | None = None
         self._parts: list[Path] = []
+        self._waiting: list[Row] = []
         if self.path is not None:
             if self.path.suffix not in (".jsonl", ".csv", ".parquet"):
                 raise DataError(f"cannot tell the format of {target!r}; expected .jsonl, .csv or .parquet, or - for JSONL on standard output")
@@ -146,93 +158,121 @@ class TableWriter:
             if resume and self.path.suffix != ".jsonl":
                 raise DataError(f"only .jsonl output can be resumed, {target!r} is {self.path.suffix}; leave --resume out or write .jsonl")
             if resume and self.path.is_file():
-                kept = self.path.read_bytes()
-                kept = kept[: kept.rfind(b"\n") + 1]
-                self.path.write_bytes(kept)
-                self.done = kept.count(b"\n")
+                self.done, self._end = _whole_lines(self.path)
         self._lines = self.path is None or self.path.suffix == ".jsonl"
-        self._append = self.done > 0
+        self._append = False
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Add rows."""
+        """Add rows.
+
+        Raises
+        ------
+        DataError
+            When a .parquet file cannot hold their values.
+        """
         if not self._lines:
-            self._write_part([_encodable(row) for row in rows])
+            self._waiting += rows
+            if len(self._waiting) >= BLOCK:
+                self._write_part()
             return
         # Streams may know ASCII only; in a file, `backslashreplace` makes a lone surrogate the JSON escape that it was.
         text = "".join(json.dumps(_plain(row), ensure_ascii=self.path is None) + "\n" for row in rows)
         if self.path is None:
             sys.stdout.write(text)
             sys.stdout.flush()
-        else:
-            with self.path.open("ab" if self._append else "wb") as f:
-                f.write(text.encode("utf-8", "backslashreplace"))
-            self._append = True
+            return
+        if not self._append and self._end is not None:
+            os.truncate(self.path, self._end)
+        with self.path.open("wb" if not self._append and self._end is None else "ab") as f:
+            f.write(text.encode("utf-8", "backslashreplace"))
+        self._append = True
 
     def close(self) -> None:
-        """Write what is still held back."""
-        if self.path is None:
-            return
+        """Write what is still held back.
+
+        Raises
+        ------
+        DataError
+            When no .parquet file can hold all rows, as a column is of one kind here and of another there; they are then in a .jsonl file beside it.
+        """
         if self._lines:
             if not self._append:
-                self.path.write_bytes(b"")
+                self.write([])
             return
-        import pandas as pd
+        assert self.path is not None
+        self._write_part()
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            (_join_csv if self.path.suffix == ".csv" else _join_parquet)(self._parts, partial, self.path)
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+            if self._folder:
+                self._folder.cleanup()
 
-        ending = self.path.suffix
-        if not self._parts:
-            pd.DataFrame([]).to_csv(self.path, index=False) if ending == ".csv" else pd.DataFrame([]).to_parquet(self.path, index=False)
-        elif ending == ".csv":
-            _join_csv(self._parts, self.path)
-        else:
-            _join_parquet(self._parts, self.path)
-        if self._folder:
-            self._folder.cleanup()
-
-    def _write_part(self, rows: list[Row]) -> None:
-        import pandas as pd
-
+    def _write_part(self) -> None:
+        rows, self._waiting = [_encodable(row) for row in self._waiting], []
         if not rows:
             return
         self._folder = self._folder or TemporaryDirectory(prefix="lance-")
         part = Path(self._folder.name) / str(len(self._parts))
-        self._parts.append(part)
         if self.target.endswith(".csv"):
-            rows = [{k: json.dumps(_plain(v), ensure_ascii=False) if isinstance(v, NESTED) else v for k, v in row.items()} for row in rows]
-            pd.DataFrame(rows).to_csv(part, index=False)
-            return
-        try:
-            pd.DataFrame(rows).to_parquet(part, index=False)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"cannot write these rows to {self.target!r}: {error}; .jsonl holds columns of mixed kinds") from error
+            part.write_text("".join(json.dumps(_plain(row)) + "\n" for row in rows), encoding="utf-8")
+        else:
+            import pyarrow as pa  # type: ignore[import-untyped]
+            from pyarrow import parquet
+
+            columns = dict.fromkeys(c for row in rows for c in row)
+            try:
+                parquet.write_table(pa.table({c: pa.array([row.get(c) for row in rows]) for c in columns}), part)
+            except ARROW_ERRORS as error:
+                raise DataError(f"cannot write these rows to {self.target!r}: {error}; .jsonl holds values of any kind") from error
+        self._parts.append(part)
 
 
-def _join_csv(parts: Sequence[Path], target: Path) -> None:
-    import pandas as pd
-
-    headers = [pd.read_csv(p, nrows=0).columns for p in parts]
-    columns = list(dict.fromkeys(c for h in headers for c in h))
-    with target.open("wb") as out:
-        out.write(pd.DataFrame(columns=columns).to_csv(index=False).encode())
-        for part, header in zip(parts, headers, strict=True):
-            if list(header) == columns:
-                out.write(part.read_bytes()[len(pd.DataFrame(columns=columns).to_csv(index=False).encode()) :])
-            else:
-                given = pd.read_csv(part, keep_default_na=False, dtype=str).reindex(columns=columns)
-                out.write(given.to_csv(index=False, header=False).encode())
+def _whole_lines(path: Path) -> tuple[int, int]:
+    """How many whole lines a file has, and where the last of them ends."""
+    count = end = position = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            count += block.count(b"\n")
+            if b"\n" in block:
+                end = position + block.rfind(b"\n") + 1
+            position += len(block)
+    return count, end
 
 
-def _join_parquet(parts: Sequence[Path], target: Path) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
+def _join_csv(parts: Sequence[Path], partial: Path, target: Path) -> None:
+    def rows() -> Iterator[Row]:
+        for part in parts:
+            with part.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+
+    columns = list(dict.fromkeys(c for row in rows() for c in row))
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # or a lone carriage return would go without quotes
+        writer.writerow(columns)
+        for row in rows():
+            given = (row.get(c) for c in columns)
+            writer.writerow([json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for v in given])
+
+
+def _join_parquet(parts: Sequence[Path], partial: Path, target: Path) -> None:
+    import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        schema = pa.unify_schemas([parquet.read_schema(p).remove_metadata() for p in parts], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(f"cannot write {str(target)!r}: {error}; .jsonl holds columns of mixed kinds") from error
-    with parquet.ParquetWriter(target, schema) as writer:
-        for part in parts:
-            table = parquet.read_table(part).replace_schema_metadata()
-            writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive").cast(schema))
+        schema = pa.unify_schemas([parquet.read_schema(p).remove_metadata() for p in parts], promote_options="permissive") if parts else pa.schema([])
+        with parquet.ParquetWriter(partial, schema) as writer:
+            for part in parts:
+                table = parquet.read_table(part).replace_schema_metadata()
+                writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive").cast(schema))
+    except ARROW_ERRORS as error:
+        rescue = target.with_name(f"{target.stem}.rescued.jsonl")
+        with rescue.open("w", encoding="utf-8") as file:
+            for part in parts:
+                file.writelines(json.dumps(_plain(row)) + "\n" for row in parquet.read_table(part).to_pylist())
+        raise DataError(f"cannot write {str(target)!r}: {error}; all rows are in {str(rescue)!r}") from error
 
 
 def _plain(value: Any) -> Any:

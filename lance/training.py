@@ -23,7 +23,7 @@ from lance.verifier import Verifier
 
 PASS_RATE, CONTRAST_PASS_RATE = 0.99, 0.95  # of ordinary benign prompts, and of contrast prompts, which people send far less often than a corpus holds them
 REFINED_SHARE, REFRAMED_SHARE = 0.2, 0.1  # of rewrites and of noncompliant prompts, as further rows
-COCONOT_REPEATS = 3  # the corpus has five times as many rows as CoCoNot's samples; so both have a say
+COCONOT_REPEATS = 2  # the corpus has seven times as many rows as CoCoNot's samples; so both have a say, and none is learnt by heart
 TRAIN_HARMFUL = ("advbench", "catqa", "malicious_instruct")  # jailbreakbench and strongreject stay unseen, for measuring
 
 

@@ -297,6 +297,16 @@ def test_a_table_may_be_written_over(tmp_path: Path, tiny_folder: Path, passing:
     ok(lance("score", path, "-o", path, "--model", tiny_folder))
     ok(lance("score", path, "-o", tmp_path / "again.jsonl", "--model", tiny_folder))
     assert [row["prompt"] for row in read_lines(tmp_path / "again.jsonl")] == passing[:3]
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, "again.jsonl"}
+
+
+def test_a_table_that_is_written_over_cannot_be_resumed_and_survives_a_failure(tmp_path: Path, tiny_folder: Path, passing: list[str]) -> None:
+    path = tmp_path / "in.jsonl"
+    table(path, passing[:2])
+    before = path.read_bytes()
+    failed(lance("score", path, "-o", path, "--model", tiny_folder, "--resume"), "input and output", "another output")
+    failed(lance("score", path, "-o", path, "--model", tmp_path / "nowhere"), "nowhere")
+    assert path.read_bytes() == before
 
 
 def test_numbers_are_plain_json(tmp_path: Path, tiny_folder: Path, passing: list[str]) -> None:

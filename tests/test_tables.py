@@ -245,6 +245,45 @@ def test_an_output_can_be_read_as_input(tmp_path: Path, ending: str, again: str)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_odd_texts_numbers_and_names_come_back_as_they_were(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"out{ending}"
+    rows = [{"": i, "prompt": t, "id": 2**53 + i if i else None} for i, t in enumerate(["a lone\rreturn", "both\r\nkinds", " ", '"', "#"])]
+    writer = TableWriter(str(path))
+    for row in rows:
+        writer.write([row])
+    writer.close()
+    found = read_table(str(path))
+    assert [r["prompt"] for r in found] == [r["prompt"] for r in rows]
+    assert [int(r[""]) for r in found] == list(range(5))
+    assert [int(r["id"]) if r["id"] else None for r in found] == [r["id"] for r in rows]
+
+
+def test_a_row_of_a_csv_with_too_many_fields_is_reported_and_the_rest_kept(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('prompt,n\n"two\nlines",1\nhello, friend,2\n\nlast,3\n', encoding="utf-8")
+    with pytest.warns(DataWarning, match="line 4: left out .3 fields, expected 2; put quotes around"):
+        assert read_table(str(path)) == [{"prompt": "two\nlines", "n": "1"}, {"prompt": "last", "n": "3"}]
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("prompt,x,x\na,1,2\n", encoding="utf-8")
+    assert read_table(str(path)) == [{"prompt": "a", "x": "1", "x.1": "2"}]
+
+
+def test_many_blocks_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lance.tables.BLOCK", 3)
+    for ending in (".csv", ".parquet"):
+        path = tmp_path / f"out{ending}"
+        writer = TableWriter(str(path))
+        for i in range(10):
+            writer.write([{"prompt": f"prompt {i}", "n": i} | ({"late": "x"} if i > 7 else {})])
+        writer.close()
+        found = read_table(str(path))
+        assert [(r["prompt"], int(r["n"]), r["late"] or None) for r in found] == [(f"prompt {i}", i, "x" if i > 7 else None) for i in range(10)]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_rows_written_in_parts_may_differ_in_their_columns(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"out{ending}"
     writer = TableWriter(str(path))
@@ -260,17 +299,22 @@ def test_rows_written_in_parts_may_differ_in_their_columns(tmp_path: Path, endin
     assert [float(r["n"]) for r in found[:2]] == [1, 2.5]
 
 
-def test_columns_of_mixed_kinds_that_parquet_cannot_hold_are_named(tmp_path: Path) -> None:
-    for parts in ([[{"prompt": "a", "n": 1}, {"prompt": "b", "n": "two"}]], [[{"prompt": "a", "n": 1}], [{"prompt": "b", "n": "two"}]]):
-        writer = TableWriter(str(tmp_path / "out.parquet"))
+def test_columns_of_mixed_kinds_that_parquet_cannot_hold_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = [{"prompt": "a", "n": 1}, {"prompt": "b", "n": "two"}]
+    target = str(tmp_path / "out.parquet")
+    with pytest.raises(DataError, match=r"cannot write .*out\.parquet.*; \.jsonl holds"):
+        write_all(target, mixed)
+    monkeypatch.setattr("lance.tables.BLOCK", 1)
+    with pytest.raises(DataError, match=r"cannot write .*out\.parquet.*; all rows are in .*out\.rescued\.jsonl"):
+        write_all(target, mixed)
+    assert read_lines(tmp_path / "out.rescued.jsonl") == mixed
 
-        def write(writer: TableWriter = writer, parts: list[list[dict[str, Any]]] = parts) -> None:
-            for part in parts:
-                writer.write(part)
-            writer.close()
 
-        with pytest.raises(DataError, match=r"cannot write .*out\.parquet.*; \.jsonl holds"):
-            write()
+def write_all(target: str, rows: list[dict[str, Any]]) -> None:
+    writer = TableWriter(target)
+    for row in rows:
+        writer.write([row])
+    writer.close()
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
