@@ -133,6 +133,12 @@ def methods(ground: Ground, conditioned: bool, names: Sequence[str]) -> dict[str
             "GLLE": lambda: peer_of("GLLE", length=20.0, most=1000, max_iterations=100),  # embeddings of length 1, or more rows or steps: not a number
             "LEVI, 150 epochs": lambda: peer_of("LEVI", labels=True, scaled=True, epochs=150),
         }
+    return _chosen(found, names)
+
+
+def _chosen(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    if unknown := set(names) - set(found):
+        raise SystemExit(f"no method {', '.join(sorted(unknown))}; known are {', '.join(found)}")
     return {k: v for k, v in found.items() if not names or k in names}
 
 
@@ -214,12 +220,13 @@ def ablate(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         ground = Ground(tax, encoder, seed, args.rows)
         outside = [t for texts in load_out_of_domain().values() for t in texts]
+        chosen = _chosen(ABLATIONS | {POINT: {}}, args.methods)
         for name, changes in ABLATIONS.items():
-            if args.methods and name not in args.methods:
+            if name not in chosen:
                 continue
             model = VariationalEnhancer(tax, encoder, EnhancerConfig(seed=seed, **changes)).fit(ground.train, ground.validation)
             write(args, {"action": "ablate", "method": name, "seed": seed} | judged(ground, model.predict_alpha, outside))
-        if args.methods and POINT not in args.methods:
+        if POINT not in chosen:
             continue
         own = EnhancerConfig()
         head = SoftmaxBaseline(

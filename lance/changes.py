@@ -29,10 +29,17 @@ def change_of(tuned: PromptEncoder, base: PromptEncoder) -> dict[str, Tensor]:
     """How the linear layers of two encoders of one kind differ: for each that does, int8 `<layer>.change` (out, in) and float32 `<layer>.scale` (out, 1).
 
     A row's largest difference becomes 127, so that the error of a weight is at most 1/254 of that.
+
+    Raises
+    ------
+    ModelError
+        When a weight is not finite.
     """
     before, found = linear_weights(base), {}
     for name, weight in linear_weights(tuned).items():
         difference = (weight - before[name]).float().cpu()
+        if not difference.isfinite().all():
+            raise ModelError(f"training left layer {name!r} with values that are no numbers; take a lower learning rate")
         if difference.any():
             scale = difference.abs().amax(dim=1, keepdim=True) / LEVELS
             found[f"{name}.change"] = (difference / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8)

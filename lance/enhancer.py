@@ -95,19 +95,16 @@ class VariationalEnhancer:
         if not 0 < base_rate < 1:
             raise DataError(f"training needs benign and noncompliant prompts; all {len(train)} rows are {'noncompliant' if base_rate else 'benign'}")
         rows = TrainingRows.of(train, labels, self.base, self.config.train_tokens)
-        self.encoder = self.base
-        self._adapter, self._change = None, None
-        if self.config.trains_encoder:
-            self.encoder = copy.deepcopy(self.base)
+        encoder = copy.deepcopy(self.base) if self.config.trains_encoder else self.base
         if self.config.adaptation == "lora":
-            self.encoder.add_lora(self.config.lora_rank, seed=self.config.seed)
+            encoder.add_lora(self.config.lora_rank, seed=self.config.seed)
         elif self.config.adaptation == "full":
-            unfreeze(self.encoder)
-        self.temperature = 1.0
+            unfreeze(encoder)
         with torch.random.fork_rng():  # the caller's generator stays as it was
             torch.manual_seed(self.config.seed)
-            self.network = new_network(rows, self.taxonomy, self.base, self.config, base_rate)
-            self.history = Fitting(self.network, self.encoder, rows, self.config).run(np.random.default_rng(self.config.seed), progress)
+            network = new_network(rows, self.taxonomy, self.base, self.config, base_rate)
+            self.encoder, self.network, self.temperature, self._adapter, self._change = encoder, network, 1.0, None, None
+            self.history = Fitting(network, encoder, rows, self.config).run(np.random.default_rng(self.config.seed), progress)
         self._round()
         if validation:
             self.calibrate(validation)
@@ -191,6 +188,8 @@ class VariationalEnhancer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and, where the encoder was trained, adapter/ or encoder_change.safetensors. Nothing there needs a pickle."""
+        if self.config.adaptation == "full" and self._fitted() and self._change is None:
+            raise ModelError("the last fit was interrupted, and what it trained of the encoder is not known; fit again")
         if not self.base.name:
             raise ModelError("the encoder has no name to load it by; save it to a folder and load it with PromptEncoder.from_pretrained first")
         folder = Path(folder)
@@ -217,6 +216,8 @@ class VariationalEnhancer:
             "taxonomy": self.taxonomy.to_dict(),
             "history": self.history,
         }
+        for stale in {CHANGE_FILE, *(f"adapter/{name}" for name in ADAPTER_FILES)} - set(files):  # of a model that was here before
+            (folder / stale).unlink(missing_ok=True)
         write_model_config(folder, meta, files)
 
     @classmethod
@@ -232,7 +233,11 @@ class VariationalEnhancer:
         meta = read_model_config(folder)
         enc = meta["encoder"]
         base = base or PromptEncoder.from_pretrained(enc["name"], revision=enc["revision"], max_tokens=enc["max_tokens"], device=device)
-        out = cls(Taxonomy.from_dict(meta["taxonomy"]), base, EnhancerConfig.from_dict(meta["config"]))
+        try:
+            config = EnhancerConfig.from_dict(meta["config"])
+        except TypeError as error:
+            raise ModelError(f"the settings in {str(folder)!r} are of another version ({error}); train again") from error
+        out = cls(Taxonomy.from_dict(meta["taxonomy"]), base, config)
         if out.config.adaptation == "full":
             if CHANGE_FILE not in meta["sha256"]:
                 raise ModelError(f"the config.json in {str(folder)!r} names no {CHANGE_FILE}, which has what was trained of the encoder; save it again")

@@ -82,3 +82,9 @@ def test_embeddings_remembered_before_do_not_outlive_a_change(base: PromptEncode
     before = remembering.encode(TEXTS)
     assert not torch.allclose(changed(remembering, change_of(tuned, base)).encode(TEXTS), before, atol=0.05)
     assert torch.equal(remembering.encode(TEXTS), before)
+
+
+def test_a_fit_that_diverged_is_not_stored(tuned: PromptEncoder, base: PromptEncoder):
+    next(iter(linear_weights(tuned).values())).data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="no numbers; take a lower learning rate"):
+        change_of(tuned, base)

@@ -326,6 +326,13 @@ def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(
     assert np.allclose(loaded.predict_alpha(texts), enhancer.predict_alpha(texts), rtol=1e-4)  # it was rounded to what is stored before
     loaded.save_pretrained(tmp_path / "again")
     assert np.allclose(VariationalEnhancer.from_pretrained(tmp_path / "again").predict_alpha(texts), loaded.predict_alpha(texts), rtol=1e-5)
+    VariationalEnhancer(taxonomy, small_encoder, replace(config, adaptation="frozen")).fit(few, held).save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"config.json", "model.safetensors"}  # what belonged to the other is gone
+    meta = json.loads((tmp_path / "config.json").read_text())
+    meta["config"]["lora_lr"] = 1e-3
+    (tmp_path / "config.json").write_text(json.dumps(meta))
+    with pytest.raises(ModelError, match="another version.*lora_lr.*train again"):
+        VariationalEnhancer.from_pretrained(tmp_path)
 
 
 def test_terms_and_signs_of_collapse_are_logged(fitted: Callable[[str], VariationalEnhancer]):
