@@ -21,7 +21,7 @@ from lance.splits import without_evaluation_prompts
 from lance.taxonomy import Taxonomy
 from lance.verifier import Verifier
 
-PASS_RATE, CONTRAST_PASS_RATE = 0.99, 0.95  # of ordinary benign prompts, and of contrast prompts, which people send far less often than a corpus holds them
+PASS_RATE, CONTRAST_PASS_RATE = 0.985, 0.95  # of ordinary benign prompts, and of contrast prompts, which people send far less often than a corpus holds them
 REFINED_SHARE, REFRAMED_SHARE = 0.2, 0.1  # of rewrites and of noncompliant prompts, as further rows
 COCONOT_REPEATS = 2  # the corpus has seven times as many rows as CoCoNot's samples; so both have a say, and none is learnt by heart
 TRAIN_HARMFUL = ("advbench", "catqa", "malicious_instruct")  # jailbreakbench and strongreject stay unseen, for measuring
@@ -146,7 +146,7 @@ A variational label enhancer over {len(lance.taxonomy)} leaves of the taxonomy `
 {rows}
 
 Calibrated on {len(data.validation)} validation rows: temperature {lance.enhancer.temperature:.3f}; threshold t = {lance.threshold:.4f} on U95,
-with which at least {PASS_RATE:.0%} of the ordinary benign ones pass and at least {CONTRAST_PASS_RATE:.0%} of the contrast prompts;
+with which at least {PASS_RATE:.1%} of the ordinary benign ones pass and at least {CONTRAST_PASS_RATE:.0%} of the contrast prompts;
 verifier threshold {lance.verifier.threshold:.4f}.
 Seed {c.seed}, {c.epochs} epochs, {seconds:.0f} s.
 
