@@ -93,7 +93,11 @@ class SoftmaxBaseline:
             self.encoder.add_lora(self.rank, seed=self.seed)
         width = self.hidden or self.encoder.dim
         trunk = [nn.Dropout(self.dropout), nn.Linear(self.encoder.dim, width), nn.GELU(), nn.Dropout(self.dropout)] if self.hidden else []
-        self.head = nn.Sequential(*trunk, nn.Linear(width, len(self.taxonomy) + 1)).to(device)
+        last = nn.Linear(width, len(self.taxonomy) + 1)
+        shares = labels.candidates / labels.candidates.sum(axis=1, keepdims=True)
+        with torch.no_grad():  # start from the base rates: inputs are centred, and a bias moves slowly
+            last.bias.copy_(torch.from_numpy(np.log(shares.mean(axis=0) + 1e-3)))
+        self.head = nn.Sequential(*trunk, last).to(device)
         groups = [{"params": list(self.head.parameters()), "lr": self.lr}]
         if adapted:
             groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": self.encoder_lr})
