@@ -23,10 +23,8 @@ from lance.errors import DataError
 
 Row = dict[str, Any]
 ENDINGS = (".jsonl", ".csv", ".parquet", ".txt")
-NESTED = (dict, list, np.ndarray)
 CHUNK, BLOCK = 1024, 8192  # rows read at a time, rows in a part of what is written
 LONGEST = 1 << 30  # characters of a field
-ARROW_ERRORS = (ImportError, ValueError, TypeError, KeyError, NotImplementedError, OverflowError, OSError)  # pyarrow's own are of these kinds
 
 
 def read_table(source: str) -> list[Row]:
@@ -113,16 +111,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    try:
-        from pyarrow.parquet import ParquetFile
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetFile
 
+    try:
         number = 1
         with ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=CHUNK):
                 for row in batch.to_pylist():
                     yield number, {k: v for k, v in row.items() if not k.startswith("__index_level_")}  # pandas' row numbers
                     number += 1
-    except ARROW_ERRORS as error:
+    except (pa.ArrowException, OverflowError, OSError) as error:
         raise DataError(f"cannot read {str(path)!r} as parquet: {error}") from error
 
 
@@ -225,7 +224,7 @@ class TableWriter:
             columns = dict.fromkeys(c for row in rows for c in row)
             try:
                 parquet.write_table(pa.table({c: pa.array([row.get(c) for row in rows]) for c in columns}), part)
-            except ARROW_ERRORS as error:
+            except (pa.ArrowException, OverflowError, OSError) as error:
                 raise DataError(f"cannot write these rows to {self.target!r}: {error}; .jsonl holds values of any kind") from error
         self._parts.append(part)
 
@@ -267,7 +266,7 @@ def _join_parquet(parts: Sequence[Path], partial: Path, target: Path) -> None:
             for part in parts:
                 table = parquet.read_table(part).replace_schema_metadata()
                 writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive").cast(schema))
-    except ARROW_ERRORS as error:
+    except (pa.ArrowException, OverflowError, OSError) as error:
         rescue = target.with_name(f"{target.stem}.rescued.jsonl")
         with rescue.open("w", encoding="utf-8") as file:
             for part in parts:
