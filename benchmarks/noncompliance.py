@@ -1,10 +1,10 @@
 """The enhancer beside its plain baselines on public rows that none of them was trained on, over several seeds.
 
-usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--rows all|embedded|coconot] [--seeds 0 1 2] [--models ...] [--csv FILE]
+usage: LANCE_DATA=... .venv/bin/python benchmarks/noncompliance.py [--rows all|embedded|coconot] [--seeds 0 1 2] [--models ...] [--save FOLDER] [--csv FILE]
 
 Training rows are those of `make train`, or of these the embedded corpus or CoCoNot's alone. Measured on CoCoNot's evaluation and contrast prompts (six
 classes, benign for contrast), on XSTest (AUROC of risk for unsafe prompts), and on ordinary instructions (share flagged at 0.5). One line of JSON per fit,
-appended to --results; --csv writes means and spreads over the seeds there, as the book reads them.
+appended to --results; --save keeps the enhancers; --csv writes means and spreads over the seeds there, as the book reads them.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of the models that train the encoder")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("results/noncompliance.jsonl"))
+    parser.add_argument("--save", type=Path, help="keep each enhancer in a folder of this one")
     parser.add_argument("--csv", type=Path, help="summarise --results into this file, and fit nothing")
     args = parser.parse_args()
     if args.csv:
@@ -75,6 +76,8 @@ def main() -> None:
                 config = replace(config, epochs=args.epochs) if config.trains_encoder else config
                 if name.startswith("enhancer"):
                     model = VariationalEnhancer(taxonomy, encoder, config).fit(data.train, data.validation)
+                    if args.save:
+                        model.save_pretrained(args.save / f"{name.split()[-1]}-{seed}")
                     model.encoder.merge_adapter()
                 else:
                     c, hidden = config, config.hidden if config.layers else 0

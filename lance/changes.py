@@ -1,4 +1,4 @@
-"""What full fine-tuning changed of an encoder, in one byte a weight: small enough to ship, near enough to change no figure."""
+"""What full fine-tuning changed of an encoder, in one byte a weight."""
 
 import copy
 from collections.abc import Mapping
@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from lance.encoder import PromptEncoder
 from lance.errors import ModelError
-
-LEVELS = 127  # of int8, on either side of 0
+from lance.int8 import packed, unpacked
 
 
 def unfreeze(encoder: PromptEncoder) -> None:
@@ -28,8 +27,6 @@ def linear_weights(encoder: PromptEncoder) -> dict[str, Tensor]:
 def change_of(tuned: PromptEncoder, base: PromptEncoder) -> dict[str, Tensor]:
     """How the linear layers of two encoders of one kind differ: for each that does, int8 `<layer>.change` (out, in) and float32 `<layer>.scale` (out, 1).
 
-    A row's largest difference becomes 127, so that the error of a weight is at most 1/254 of that.
-
     Raises
     ------
     ModelError
@@ -37,13 +34,11 @@ def change_of(tuned: PromptEncoder, base: PromptEncoder) -> dict[str, Tensor]:
     """
     before, found = linear_weights(base), {}
     for name, weight in linear_weights(tuned).items():
-        difference = (weight - before[name]).float().cpu()
+        difference = weight - before[name]
         if not difference.isfinite().all():
             raise ModelError(f"training left layer {name!r} with values that are no numbers; take a lower learning rate")
         if difference.any():
-            scale = difference.abs().amax(dim=1, keepdim=True) / LEVELS
-            found[f"{name}.change"] = (difference / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().to(torch.int8)
-            found[f"{name}.scale"] = scale
+            found[f"{name}.change"], found[f"{name}.scale"] = packed(difference)
     return found
 
 
@@ -66,6 +61,6 @@ def changed(base: PromptEncoder, change: Mapping[str, Tensor]) -> PromptEncoder:
             continue
         if name not in weights or weights[name].shape != change[key].shape or f"{name}.scale" not in change:
             raise ModelError(f"the stored change of layer {name!r} does not fit the encoder {base.name!r}; load it with the encoder that it was trained on")
-        weights[name].add_((change[key].float() * change[f"{name}.scale"]).to(weights[name]))
+        weights[name].add_(unpacked(change[key], change[f"{name}.scale"]).to(weights[name]))
     out.model.eval().requires_grad_(False)
     return out

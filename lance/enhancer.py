@@ -7,6 +7,7 @@ adapter cannot make reconstruction easy by emptying the embedding.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,20 +105,34 @@ class VariationalEnhancer:
             torch.manual_seed(self.config.seed)
             network = new_network(rows, self.taxonomy, self.base, self.config, base_rate)
             self.encoder, self.network, self.temperature, self._adapter, self._change = encoder, network, 1.0, None, None
-            self.history = Fitting(network, encoder, rows, self.config).run(np.random.default_rng(self.config.seed), progress)
-        self._round()
+            rng, self.history = np.random.default_rng(self.config.seed), []
+            if self.config.trains_encoder:
+                self.history = Fitting(network, encoder, rows, self.config).run(rng, progress)
+                self._round_encoder()
+            if epochs := self.config.head_epochs if self.config.trains_encoder else self.config.epochs:
+                rows = rows.with_outliers(self.config.outliers, self.base, rng)
+                inputs = self.encoder.embed(rows.windows) if self.config.trains_encoder else rows.x
+                head = Fitting(network, self.encoder, rows, replace(self.config, epochs=epochs), inputs)
+                self.history += head.run(rng, progress, first_epoch=len(self.history) + 1)
+        self._round_network()
         if validation:
             self.calibrate(validation)
         return self
 
     @torch.no_grad()
-    def _round(self) -> None:
-        """Round to what is stored: network and adapter in half precision, the change of the encoder in 8 bits. So what is calibrated is what will be loaded."""
+    def _round_encoder(self) -> None:
+        """Round to what is stored, an adapter to half precision and a change to 8 bits, so that what is calibrated is what will be loaded."""
         if self.config.adaptation == "full":
             self._change = change_of(self.encoder, self.base)
             self.encoder = changed(self.base, self._change)
-        adapter = [p for name, p in self.encoder.model.named_parameters() if "lora_" in name]
-        for p in [*self._fitted().parameters(), *adapter]:
+        for name, p in self.encoder.model.named_parameters():
+            if "lora_" in name:
+                p.copy_(p.half())
+
+    @torch.no_grad()
+    def _round_network(self) -> None:
+        """Round the matrices of the network to half precision, as they are stored."""
+        for p in self._fitted().parameters():
             if p.ndim > 1:
                 p.copy_(p.half())
 

@@ -22,8 +22,15 @@ class EnhancerConfig:
     `layers` counts the hidden layers of q(d | x); `hidden` is their width and that of the decoder. `adaptation` says what of the encoder is trained along:
     nothing ("frozen"), a LoRA adapter of rank `lora_rank` ("lora"), or all linear layers ("full"), at the rate `encoder_lr`. Twins always share a batch, so
     that `weights.pair` can rank them. `train_tokens` cuts long prompts, in training only. `kl_warmup` is the share of the steps over which the KL weights
-    rise from 0. Learning rates are AdamW's. For ablations: `anchors` "permuted" ties each leaf to the anchor of the next one, "none" lets the directions b
-    start at random, as long as the anchors are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1).
+    rise from 0. Learning rates are AdamW's.
+
+    An encoder that was trained rests for `head_epochs` more, in which the network alone is trained (last-layer retraining: Kirichenko, Izmailov and Wilson,
+    ICLR 2023). In these, and in a fit with a frozen encoder, `outliers` is the share of further rows that are random word pieces and of which nothing is
+    known: only the label-free terms have a say on them, so that where there is no reason for evidence there is little (outlier exposure: Hendrycks, Mazeika
+    and Dietterich, ICLR 2019).
+
+    For ablations: `anchors` "permuted" ties each leaf to the anchor of the next one, "none" lets the directions b start at random, as long as the anchors
+    are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1).
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
@@ -41,6 +48,8 @@ class EnhancerConfig:
     clip: float = 5.0
     kl_warmup: float = 0.25
     train_tokens: int = 128
+    head_epochs: int = 2
+    outliers: float = 0.04
     anchors: Literal["taxonomy", "permuted", "none"] = "taxonomy"
     prior: Literal["base_rate", "flat"] = "base_rate"
     seeds_per_anchor: int = 32
@@ -57,8 +66,8 @@ class EnhancerConfig:
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
-        if not 0 <= self.kl_warmup <= 1 or self.latent_dim < 0 or not 0 <= self.dropout < 1:
-            raise ValueError("expected kl_warmup in [0, 1], dropout in [0, 1) and latent_dim >= 0")
+        if not (0 <= self.kl_warmup <= 1 and 0 <= self.outliers <= 1 and 0 <= self.dropout < 1) or min(self.latent_dim, self.head_epochs) < 0:
+            raise ValueError("expected kl_warmup and outliers in [0, 1], dropout in [0, 1), latent_dim >= 0 and head_epochs >= 0")
 
     @classmethod
     def lora(cls, **changes: Any) -> "EnhancerConfig":
@@ -106,6 +115,19 @@ class TrainingRows:
         windows = first_windows(encoder, [p.text for p in prompts], tokens)
         return cls(windows, encoder.embed(windows), labels, twin_pairs(prompts))
 
+    def with_outliers(self, share: float, encoder: PromptEncoder, rng: np.random.Generator) -> "TrainingRows":
+        """These rows and random word pieces, as long as they are, `share` times as many; each coordinate is a candidate there, so the label term is 0."""
+        n = round(share * len(self.windows))
+        if n == 0:
+            return self
+        pieces = np.array(sorted(i for piece, i in encoder.tokenizer.get_vocab().items() if not (piece.startswith("[") and piece.endswith("]"))))
+        lengths = [max(1, len(self.windows[i].ids) - 2) for i in rng.integers(len(self.windows), size=n)]
+        texts = [encoder.tokenizer.decode(rng.choice(pieces, length), skip_special_tokens=True) for length in lengths]
+        windows = first_windows(encoder, texts, max(len(w.ids) for w in self.windows))
+        everything = np.ones((n, self.labels.candidates.shape[1]), dtype=bool)
+        labels = Labels(np.r_[self.labels.candidates, everything], np.r_[self.labels.eta, np.zeros(n)], np.r_[self.labels.known, np.ones(n, dtype=bool)])
+        return TrainingRows([*self.windows, *windows], torch.cat([self.x, encoder.embed(windows)]), labels, self.pairs)
+
 
 def twin_pairs(prompts: Sequence[Prompt]) -> np.ndarray:
     """Indices (p, 2) of the noncompliant and the benign half of each pair of twins among the prompts."""
@@ -115,13 +137,14 @@ def twin_pairs(prompts: Sequence[Prompt]) -> np.ndarray:
 
 
 def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, config: EnhancerConfig, base_rate: float) -> EnhancerNetwork:
-    """A network whose scales, prior and directions b start from the rows: b_k = e_k, the anchors."""
+    """A network whose scales, prior, mean of d and directions b start from the rows: b_k = e_k, the anchors."""
     net = EnhancerNetwork(encoder.dim, len(taxonomy), layers=config.layers, hidden=config.hidden, latent_dim=config.latent_dim, dropout=config.dropout)
     scaled = net.scaled(rows.x)
     net.centre.copy_(scaled.mean(0))
     net.spread.copy_(scaled.std(0).clamp_min(1e-3))
     if config.prior == "base_rate":
         net.prior.copy_(dirichlet_prior(len(taxonomy), base_rate))
+    rates = (rows.labels.candidates / rows.labels.candidates.sum(1, keepdims=True)).mean(0)
     anchors = _anchors(rows, taxonomy, encoder, net, config.seeds_per_anchor)
     if config.anchors == "permuted":
         anchors = anchors.roll(-1, dims=0)
@@ -130,6 +153,7 @@ def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, 
     net.anchors.copy_(anchors)
     with torch.no_grad():
         net.directions.copy_(net.anchors)
+        net.alpha_head.bias.copy_(torch.from_numpy(np.log(len(rates) * np.maximum(rates, 1e-3))))  # the mean of Dir(alpha) starts from the base rates
     return net.to(encoder.device)
 
 
@@ -149,11 +173,11 @@ def _anchors(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, net
 class Fitting:
     """One ascent of the objective, by AdamW with a warm-up and a linear decay.
 
-    `encoder` is the one whose embedding q(d | x) reads: what of it is trainable is trained along; where it is frozen, the embeddings of `rows` are read.
+    q(d | x) reads `inputs`, the embeddings (n, D) of the rows; without them it reads those of `encoder`, of which what is trainable is trained along.
     """
 
-    def __init__(self, network: EnhancerNetwork, encoder: PromptEncoder, rows: TrainingRows, config: EnhancerConfig) -> None:
-        self.network, self.encoder, self.rows, self.config = network, encoder, rows, config
+    def __init__(self, network: EnhancerNetwork, encoder: PromptEncoder, rows: TrainingRows, config: EnhancerConfig, inputs: Tensor | None = None) -> None:
+        self.network, self.encoder, self.rows, self.config, self.inputs = network, encoder, rows, config, inputs
         self.device = encoder.device
         self.benign_twin = {int(a): int(b) for a, b in rows.pairs}
         w = config.weights
@@ -161,11 +185,12 @@ class Fitting:
         self.eta = torch.from_numpy(rows.labels.eta)
         self.weight = torch.where(torch.from_numpy(rows.labels.known), w.label, w.binary).double()
 
-    def run(self, rng: np.random.Generator, progress: Callable[[dict[str, float]], None] | None = None) -> list[dict[str, float]]:
+    def run(self, rng: np.random.Generator, progress: Callable[[dict[str, float]], None] | None = None, *, first_epoch: int = 1) -> list[dict[str, float]]:
         """Ascend for the epochs configured; one record an epoch: the means of the terms over the rows, and signs of collapse."""
         cfg, net = self.config, self.network
         groups: list[dict[str, Any]] = [{"params": list(net.parameters()), "lr": cfg.lr}]
-        if cfg.trains_encoder:
+        joint = self.inputs is None
+        if joint:
             groups.append({"params": [p for p in self.encoder.model.parameters() if p.requires_grad], "lr": cfg.encoder_lr})
         batches = [list(self.batches(rng)) for _ in range(cfg.epochs)]
         steps = sum(map(len, batches))
@@ -174,7 +199,7 @@ class Fitting:
         step = 0
         for epoch in range(cfg.epochs):
             net.train()
-            self.encoder.model.train(cfg.trains_encoder)
+            self.encoder.model.train(joint)
             sums: dict[str, float] = {}
             for index in batches[epoch]:
                 ramp = min(1.0, (step + 1) / (cfg.kl_warmup * steps)) if cfg.kl_warmup else 1.0
@@ -185,10 +210,10 @@ class Fitting:
                     sums[key] = sums.get(key, 0.0) + float(value.detach()) * len(index)
             net.eval()
             self.encoder.model.eval()
-            history.append({"epoch": epoch + 1.0, **{k: v / len(self.rows.x) for k, v in sums.items()}, **self.collapse()})
+            history.append({"epoch": float(first_epoch + epoch), **{k: v / len(self.rows.x) for k, v in sums.items()}, **self.collapse()})
             if progress:
                 progress(history[-1])
-        if cfg.trains_encoder:
+        if joint:
             self.encoder.model.requires_grad_(False)
         return history
 
@@ -219,7 +244,7 @@ class Fitting:
         paired = {int(i) for i in self.rows.pairs.ravel()}
         units = [[int(a), int(b)] for a, b in self.rows.pairs] + [[i] for i in range(len(windows)) if i not in paired]
         order = [units[i] for i in rng.permutation(len(units))]
-        if self.config.trains_encoder:
+        if self.inputs is None:
             chunks = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
             order = [u for chunk in chunks for u in sorted(chunk, key=lambda u: max(len(windows[i].ids) for i in u))]
         found: list[list[int]] = [[]]
@@ -232,8 +257,8 @@ class Fitting:
 
     def posterior_input(self, index: Sequence[int]) -> Tensor:
         """The embeddings that q(d | x) reads for these rows, (b, D)."""
-        if not self.config.trains_encoder:
-            return self.rows.x[torch.as_tensor(index)].to(self.device)
+        if self.inputs is not None:
+            return self.inputs[torch.as_tensor(index)].to(self.device)
         with training_autocast(self.device):
             embedding = self.encoder.forward(*self.encoder.collate([self.rows.windows[i] for i in index]))
         return embedding.float()

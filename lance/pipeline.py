@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from lance import prompts as prompt_texts
 from lance import replies
@@ -20,6 +21,7 @@ from lance.enhancer import VariationalEnhancer
 from lance.errors import ModelError
 from lance.fluency import CharLM
 from lance.gradients import GradientBuilder, GradientConfig, MultiWayGradient, highlight_html
+from lance.int8 import packed, unpacked
 from lance.modelfiles import read_model_config, write_model_config
 from lance.proposers import ChatProposer, ExemplarProposer, Proposer, ReframeProposer
 from lance.refiner import Refinement, Refiner, RefinerConfig
@@ -156,8 +158,9 @@ class Lance:
             raise ModelError(f"{str(folder / 'config.json')!r} lacks {', '.join(sorted(missing))}; restore it or train again")
         enhancer = VariationalEnhancer.from_pretrained(folder / "enhancer", device=device)
         pairs = [tuple(p) for p in json.loads((folder / "exemplars.json").read_text(encoding="utf-8"))]
-        vectors = load_file(folder / "exemplars.safetensors")["vectors"]
-        if len(vectors) != len({text for pair in pairs for text in pair}):
+        stored = load_file(folder / "exemplars.safetensors")
+        texts = len({text for pair in pairs for text in pair})
+        if set(stored) != {"vectors", "scale"} or stored["vectors"].shape != (texts, enhancer.base.dim) or stored["scale"].shape != (texts, 1):
             raise ModelError(f"the vectors in {str(folder / 'exemplars.safetensors')!r} are not one for each text of exemplars.json; train again")
         return cls(
             enhancer,
@@ -165,7 +168,7 @@ class Lance:
             threshold=meta["threshold"],
             vacuity_limit=meta["vacuity_limit"],
             exemplars=pairs,  # type: ignore[arg-type]
-            exemplar_vectors=vectors,
+            exemplar_vectors=unpacked(stored["vectors"], stored["scale"]).numpy(),
             chat=load_chat(chat, model=model, adapter=adapter, device=device),
             seed=seed,
             **options,
@@ -176,7 +179,8 @@ class Lance:
         folder = Path(folder)
         self.enhancer.save_pretrained(folder / "enhancer")
         self.verifier.save_pretrained(folder / "verifier")
-        save_file({"vectors": self.exemplars.vectors.astype(np.float16)}, folder / "exemplars.safetensors")
+        vectors, scale = packed(torch.from_numpy(self.exemplars.vectors))
+        save_file({"vectors": vectors, "scale": scale}, folder / "exemplars.safetensors")
         (folder / "exemplars.json").write_text(json.dumps(self.exemplars.pairs, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
         meta = {"kind": "lance", "threshold": self.threshold, "vacuity_limit": self.vacuity_limit}
         write_model_config(folder, meta, ["exemplars.safetensors", "exemplars.json", "enhancer/config.json", "verifier/config.json"])

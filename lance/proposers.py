@@ -1,7 +1,7 @@
 """Where rewrites come from. A proposer suggests; the refiner's gate decides.
 
-Anything with a `name` and `propose(text, gradient, n)` is a proposer: exemplars of the corpus, the taxonomy's reframings, any chat model, and (the interface
-is meant for it) a sequence-to-sequence model.
+Anything with a `name` and `propose(text, gradient, n)` is a proposer: exemplars of the corpus, the taxonomy's reframings, the embedded rewriter, any chat
+model.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from lance import prompts
 from lance.chat import ChatModel
@@ -18,6 +19,8 @@ from lance.corpus import Prompt
 from lance.encoder import PromptEncoder
 from lance.errors import ChatError
 from lance.gradients import MultiWayGradient
+from lance.int8 import packed, unpacked
+from lance.rewriter import Rewriter, RewriteRequest, direction
 from lance.taxonomy import Taxonomy
 from lance.words import content_words
 
@@ -85,7 +88,7 @@ class ExemplarProposer:
             vectors = encoder.encode(list(texts)).numpy()
         if vectors.shape != (len(texts), encoder.dim):
             raise ValueError(f"expected vectors of shape {(len(texts), encoder.dim)}, one for each distinct text of the exemplars, found {vectors.shape}")
-        self.vectors = vectors.astype(np.float32)
+        self.vectors = unpacked(*packed(torch.from_numpy(vectors))).numpy()  # as they are stored, so that saving changes nothing
 
     @staticmethod
     def pairs_of(corpus: Sequence[Prompt]) -> list[tuple[str, str]]:
@@ -93,15 +96,17 @@ class ExemplarProposer:
         out = [(p.text, r) for p in corpus for r in p.refined]
         return out + [(p.text, p.text) for p in corpus if p.benign and p.twin]
 
-    def propose(self, text: str, gradient: MultiWayGradient, n: int = 8) -> list[Candidate]:
+    def nearest(self, text: str, n: int = 8) -> list[tuple[str, str]]:
+        """The pairs whose source and target are most similar to a prompt, best first."""
         if not self.pairs:
             return []
         x = self.encoder.encode([text])[0].numpy()
         source_cosine, target_cosine = (self.vectors @ x)[self.sides]
-        near = np.argsort(-(0.5 * source_cosine + target_cosine), kind="stable")[:n]
+        return [self.pairs[i] for i in np.argsort(-(0.5 * source_cosine + target_cosine), kind="stable")[:n]]
+
+    def propose(self, text: str, gradient: MultiWayGradient, n: int = 8) -> list[Candidate]:
         out: list[Candidate] = []
-        for i in near:
-            source, target = self.pairs[i]
+        for source, target in self.nearest(text, n):
             adapted = self.adapt(text, source, target)
             if adapted:
                 out.append(Candidate(adapted, "adapted exemplar"))
@@ -128,6 +133,22 @@ class ExemplarProposer:
             used.add(j)
             out = re.sub(rf"\b{re.escape(kept[i])}\b", lambda m, w=free[j]: w.capitalize() if m.group()[0].isupper() else w, out, flags=re.IGNORECASE)  # type: ignore[misc]
         return out if used else None
+
+
+class RewriteProposer:
+    """Rewrites by the embedded sequence-to-sequence model: one for each of the nearest exemplars, and one without any."""
+
+    name = "rewriter"
+
+    def __init__(self, rewriter: Rewriter, exemplars: ExemplarProposer) -> None:
+        self.rewriter, self.exemplars = rewriter, exemplars
+
+    def propose(self, text: str, gradient: MultiWayGradient, n: int = 8) -> list[Candidate]:
+        spans = tuple((s.start, s.end) for g in gradient for s in g.spans)
+        directions = tuple((g.weight, direction(g.name, g.drop, g.turn)) for g in gradient)
+        shown = dict.fromkeys([*(target for _, target in self.exemplars.nearest(text, n - 1)), ""])
+        written = self.rewriter.rewrite([RewriteRequest(text, spans, directions, exemplar) for exemplar in shown])
+        return [Candidate(t, self.name) for t in dict.fromkeys(written) if t]
 
 
 class ChatProposer:

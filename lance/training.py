@@ -132,6 +132,7 @@ def write_model_card(lance: Lance, data: TrainingSet, folder: Path, figures: dic
     rows = "\n".join(f"| {name} | {n} |" for name, n in data.sources.items())
     measured = "\n".join(f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures.items())
     trained = {"frozen": "(frozen)", "lora": f"with a LoRA adapter of rank {c.lora_rank}", "full": "whose linear layers were trained along"}[c.adaptation]
+    head = f" and {c.head_epochs} of the network alone" if c.trains_encoder and c.head_epochs else ""
     text = f"""# Model card
 
 Written by `lance.training`; do not edit by hand.
@@ -148,7 +149,7 @@ A variational label enhancer over {len(lance.taxonomy)} leaves of the taxonomy `
 Calibrated on {len(data.validation)} validation rows: temperature {lance.enhancer.temperature:.3f}; threshold t = {lance.threshold:.4f} on U95,
 with which at least {PASS_RATE:.1%} of the ordinary benign ones pass and at least {CONTRAST_PASS_RATE:.0%} of the contrast prompts;
 verifier threshold {lance.verifier.threshold:.4f}.
-Seed {c.seed}, {c.epochs} epochs, {seconds:.0f} s.
+Seed {c.seed}, {c.epochs} epochs{head}, {seconds:.0f} s.
 
 ## Figures
 

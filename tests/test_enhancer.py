@@ -318,7 +318,7 @@ def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(
     assert not torch.allclose(enhancer.encoder.encode(["how tall is it?"]), small_encoder.encode(["how tall is it?"]), atol=1e-4)  # it learnt
     assert not any(p.requires_grad for p in enhancer.encoder.model.parameters())
     assert records == enhancer.history
-    assert len(records) == config.epochs
+    assert [r["epoch"] for r in records] == list(range(1, config.epochs + config.head_epochs + 1))
     texts = [p.text for p in held]
     enhancer.save_pretrained(tmp_path)
     loaded = VariationalEnhancer.from_pretrained(tmp_path)
@@ -333,6 +333,29 @@ def test_a_joint_fit_adapts_a_copy_and_leaves_the_encoder_frozen(
     (tmp_path / "config.json").write_text(json.dumps(meta))
     with pytest.raises(ModelError, match="another version.*lora_lr.*train again"):
         VariationalEnhancer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+def test_the_encoder_rests_while_the_head_is_trained_on(config: EnhancerConfig, taxonomy: Taxonomy, small_encoder: PromptEncoder, few: list[Prompt]):
+    with_head, without = (VariationalEnhancer(taxonomy, small_encoder, replace(config, head_epochs=n)).fit(few, []) for n in (2, 0))
+    texts = [p.text for p in few]
+    assert torch.allclose(with_head.encoder.encode(texts), without.encoder.encode(texts), atol=1e-3)
+    assert with_head.history[-1]["label"] > without.history[-1]["label"]
+    assert len(without.history) == config.epochs
+
+
+def test_outliers_leave_less_evidence_for_what_makes_no_sense(taxonomy: Taxonomy, encoder: PromptEncoder, rows: list[Prompt], held: list[Prompt]):
+    """Evidence for random word pieces against that for prompts, with outliers in the fit and without."""
+    pieces = np.arange(2000, 30000)  # of the encoder's vocabulary: words and pieces, nothing special
+    salad = [encoder.tokenizer.decode(np.random.default_rng(i).choice(pieces, 9)) for i in range(40)]
+
+    def share(outliers: float) -> float:
+        config = EnhancerConfig(epochs=40, lr=1e-2, batch_size=16, hidden=64, latent_dim=4, dropout=0.2, outliers=outliers)
+        enhancer = VariationalEnhancer(taxonomy, encoder, config).fit(rows, [])
+        inside, outside = (enhancer.predict_alpha(t).sum(1).mean() for t in ([p.text for p in held], salad))
+        return float(outside / inside)
+
+    assert share(1.0) < 0.95 * share(0.0)
 
 
 def test_terms_and_signs_of_collapse_are_logged(fitted: Callable[[str], VariationalEnhancer]):

@@ -35,7 +35,7 @@ def fitting(prompts: list[Prompt], taxonomy: Taxonomy, encoder: PromptEncoder, c
     rows = TrainingRows.of(prompts, encode_labels(prompts, taxonomy), encoder, config.train_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return Fitting(new_network(rows, taxonomy, encoder, config, 0.5), encoder, rows, config)
+        return Fitting(new_network(rows, taxonomy, encoder, config, 0.5), encoder, rows, config, None if config.trains_encoder else rows.x)
 
 
 # ------------------------------------------------------------------ twins
@@ -91,11 +91,55 @@ def test_rows_without_twins_have_no_pair_term(twins: list[Prompt], taxonomy: Tax
     assert first[0]["pair"] == 0
 
 
+# --------------------------------------------- where a fit starts, and outliers
+
+
+def test_the_mean_starts_from_the_base_rates(twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder) -> None:
+    fit = fitting(twins, taxonomy, small_encoder, EnhancerConfig())
+    candidates = encode_labels(twins, taxonomy).candidates
+    with torch.no_grad():
+        alpha = fit.network.eval().alpha(fit.rows.x).numpy()
+    d_bar, rates = (alpha / alpha.sum(1, keepdims=True)).mean(0), (candidates / candidates.sum(1, keepdims=True)).mean(0)
+    assert abs(d_bar[0] - rates[0]) < 0.1  # an even start would have 1 / 18
+    assert np.corrcoef(d_bar, rates)[0, 1] > 0.9
+
+
+def test_outliers_are_as_long_as_the_rows_and_nothing_is_known_of_them(twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder) -> None:
+    labels = encode_labels(twins, taxonomy)
+    rows = TrainingRows.of(twins, labels, small_encoder, 128)
+    more = rows.with_outliers(0.5, small_encoder, np.random.default_rng(0))
+    n, m = len(twins), len(twins) // 2
+    assert len(more.windows) == len(more.x) == len(more.labels.eta) == n + round(n / 2)
+    assert more.windows[:n] == rows.windows
+    assert torch.equal(more.x[:n], rows.x)
+    assert more.labels.candidates[n:].all()
+    lengths = [len(w.ids) for w in more.windows]
+    assert max(lengths[n:]) <= max(lengths[:n])
+    assert abs(np.mean(lengths[n:]) - np.mean(lengths[:n])) < 0.4 * np.mean(lengths[:n])
+    assert len({w.ids for w in more.windows[n:]}) >= m
+    assert rows.with_outliers(0.0, small_encoder, np.random.default_rng(0)) is rows
+    config = EnhancerConfig(weights=ObjectiveWeights(anchor=0.0))
+    fit = Fitting(new_network(rows, taxonomy, small_encoder, config, 0.5), small_encoder, more, config, more.x)
+    _, record = fit.objective(range(n, n + 20), 0.0)
+    assert float(record["label"].detach()) == pytest.approx(0, abs=1e-9)
+
+
 # ------------------------------------------------------------- configuration
 
 
 @pytest.mark.parametrize(
-    "bad", [{"hidden": 0}, {"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"clip": -1.0}, {"kl_warmup": 1.5}, {"latent_dim": -1}, {"dropout": 1.0}]
+    "bad",
+    [
+        {"hidden": 0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"clip": -1.0},
+        {"kl_warmup": 1.5},
+        {"latent_dim": -1},
+        {"dropout": 1.0},
+        {"outliers": -0.1},
+    ],
 )
 def test_a_bad_setting_is_refused(bad: dict[str, float]):
     with pytest.raises(ValueError, match=next(iter(bad))):
