@@ -103,6 +103,7 @@ def main() -> None:
                 "model": name,
                 "seed": seed,
                 "rows": args.rows,
+                "epochs": args.epochs,
                 "training_rows": len(data.train),
                 "seconds": seconds,
                 **classification_figures(found["coconot"], coconot, taxonomy),

@@ -208,7 +208,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no anchors": {"anchors": "none"},
     "permuted anchors": {"anchors": "permuted"},
     "flat prior": {"prior": "flat"},
-    "no outliers": {"outliers": 0.0},
+    "start from base rates": {"start": "base_rate"},
     "no pair term": {"weights": ObjectiveWeights(pair=0.0)},
     "no z": {"latent_dim": 0},
     "KL of d weighs 0": {"weights": ObjectiveWeights(kl_d=0.0)},

@@ -22,17 +22,17 @@ TRAIN_TOKENS = 128  # as the enhancer
 
 
 class LogisticBaseline:
-    """Logistic regression over the K + 1 coordinates on standardised frozen embeddings; rows without a single leaf are left out of training."""
+    """Logistic regression over the K + 1 coordinates on standardised frozen embeddings; a label that is a set counts for its members in equal parts."""
 
     def __init__(self, taxonomy: Taxonomy, encoder: PromptEncoder, C: float = 0.1, seed: int = 0) -> None:
         self.taxonomy, self.encoder = taxonomy, encoder
         self.model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000, random_state=seed))
 
     def fit(self, prompts: Sequence[Prompt]) -> "LogisticBaseline":
-        labels = encode_labels(prompts, self.taxonomy)
-        single = labels.candidates.sum(1) == 1
-        x = self.encoder.encode([p.text for p, keep in zip(prompts, single, strict=True) if keep]).numpy()
-        self.model.fit(x, labels.candidates[single].argmax(1))
+        candidates = encode_labels(prompts, self.taxonomy).candidates
+        row, member = np.nonzero(candidates)
+        x = self.encoder.encode([p.text for p in prompts]).numpy()
+        self.model.fit(x[row], member, logisticregression__sample_weight=1 / candidates.sum(1)[row])
         return self
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:

@@ -109,8 +109,8 @@ class VariationalEnhancer:
             if self.config.trains_encoder:
                 self.history = Fitting(network, encoder, rows, self.config).run(rng, progress)
                 self._round_encoder()
-            if epochs := self.config.head_epochs if self.config.trains_encoder else self.config.epochs:
                 rows = rows.with_outliers(self.config.outliers, self.base, rng)
+            if epochs := self.config.head_epochs if self.config.trains_encoder else self.config.epochs:
                 inputs = self.encoder.embed(rows.windows) if self.config.trains_encoder else rows.x
                 head = Fitting(network, self.encoder, rows, replace(self.config, epochs=epochs), inputs)
                 self.history += head.run(rng, progress, first_epoch=len(self.history) + 1)

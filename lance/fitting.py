@@ -25,12 +25,11 @@ class EnhancerConfig:
     rise from 0. Learning rates are AdamW's.
 
     An encoder that was trained rests for `head_epochs` more, in which the network alone is trained (last-layer retraining: Kirichenko, Izmailov and Wilson,
-    ICLR 2023). In these, and in a fit with a frozen encoder, `outliers` is the share of further rows that are random word pieces and of which nothing is
-    known: only the label-free terms have a say on them, so that where there is no reason for evidence there is little (outlier exposure: Hendrycks, Mazeika
-    and Dietterich, ICLR 2019).
+    ICLR 2023). In these, `outliers` is the share of further rows that are random word pieces and of which nothing is known: only the label-free terms have a
+    say on them, so that where there is no reason for evidence there is little (outlier exposure: Hendrycks, Mazeika and Dietterich, ICLR 2019).
 
     For ablations: `anchors` "permuted" ties each leaf to the anchor of the next one, "none" lets the directions b start at random, as long as the anchors
-    are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1).
+    are, with nothing to hold them; `prior` "flat" is Dir(1, ..., 1); with `start` "base_rate" the mean of q(d | x) starts from the rates of the labels.
     """
 
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
@@ -52,6 +51,7 @@ class EnhancerConfig:
     outliers: float = 0.04
     anchors: Literal["taxonomy", "permuted", "none"] = "taxonomy"
     prior: Literal["base_rate", "flat"] = "base_rate"
+    start: Literal["even", "base_rate"] = "even"
     seeds_per_anchor: int = 32
     seed: int = 0
 
@@ -62,7 +62,12 @@ class EnhancerConfig:
         for name in ("lr", "encoder_lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, found {getattr(self, name)!r}")
-        choices = {"adaptation": ("frozen", "lora", "full"), "anchors": ("taxonomy", "permuted", "none"), "prior": ("base_rate", "flat")}
+        choices = {
+            "adaptation": ("frozen", "lora", "full"),
+            "anchors": ("taxonomy", "permuted", "none"),
+            "prior": ("base_rate", "flat"),
+            "start": ("even", "base_rate"),
+        }
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, found {getattr(self, name)!r}")
@@ -137,14 +142,13 @@ def twin_pairs(prompts: Sequence[Prompt]) -> np.ndarray:
 
 
 def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, config: EnhancerConfig, base_rate: float) -> EnhancerNetwork:
-    """A network whose scales, prior, mean of d and directions b start from the rows: b_k = e_k, the anchors."""
+    """A network whose scales, prior and directions b start from the rows: b_k = e_k, the anchors."""
     net = EnhancerNetwork(encoder.dim, len(taxonomy), layers=config.layers, hidden=config.hidden, latent_dim=config.latent_dim, dropout=config.dropout)
     scaled = net.scaled(rows.x)
     net.centre.copy_(scaled.mean(0))
     net.spread.copy_(scaled.std(0).clamp_min(1e-3))
     if config.prior == "base_rate":
         net.prior.copy_(dirichlet_prior(len(taxonomy), base_rate))
-    rates = (rows.labels.candidates / rows.labels.candidates.sum(1, keepdims=True)).mean(0)
     anchors = _anchors(rows, taxonomy, encoder, net, config.seeds_per_anchor)
     if config.anchors == "permuted":
         anchors = anchors.roll(-1, dims=0)
@@ -153,7 +157,9 @@ def new_network(rows: TrainingRows, taxonomy: Taxonomy, encoder: PromptEncoder, 
     net.anchors.copy_(anchors)
     with torch.no_grad():
         net.directions.copy_(net.anchors)
-        net.alpha_head.bias.copy_(torch.from_numpy(np.log(len(rates) * np.maximum(rates, 1e-3))))  # the mean of Dir(alpha) starts from the base rates
+        if config.start == "base_rate":
+            rates = (rows.labels.candidates / rows.labels.candidates.sum(1, keepdims=True)).mean(0)
+            net.alpha_head.bias.copy_(torch.from_numpy(np.log(len(rates) * np.maximum(rates, 1e-3))))
     return net.to(encoder.device)
 
 

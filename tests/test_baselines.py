@@ -42,6 +42,13 @@ def test_label_smoothing_makes_a_head_less_sure(rows: list[Prompt], taxonomy: Ta
     assert smooth < sure - 0.05
 
 
+def test_logistic_regression_learns_a_category_of_which_no_leaf_is_known(rows: list[Prompt], taxonomy: Taxonomy, remembering: PromptEncoder):
+    coarse = [Prompt(p.text, ("safety",)) if "copyright" in p.labels else p for p in rows]
+    found = LogisticBaseline(taxonomy, remembering).fit(coarse).predict_proba([p.text for p in rows if "copyright" in p.labels])
+    members = [taxonomy.index(leaf.key) for leaf in taxonomy.leaves if leaf.parent == "safety"]
+    assert found[:, members].sum(1).mean() > 0.5
+
+
 def test_several_labels_that_all_apply_share_the_mass(rows: list[Prompt], taxonomy: Taxonomy, remembering: PromptEncoder):
     both = [Prompt(p.text, ("copyright", "temporal")) for p in rows if not p.benign]
     found = (

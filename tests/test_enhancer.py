@@ -350,7 +350,7 @@ def test_outliers_leave_less_evidence_for_what_makes_no_sense(taxonomy: Taxonomy
     salad = [encoder.tokenizer.decode(np.random.default_rng(i).choice(pieces, 9)) for i in range(40)]
 
     def share(outliers: float) -> float:
-        config = EnhancerConfig(epochs=40, lr=1e-2, batch_size=16, hidden=64, latent_dim=4, dropout=0.2, outliers=outliers)
+        config = EnhancerConfig.lora(epochs=1, lora_rank=2, head_epochs=40, lr=1e-2, batch_size=16, hidden=64, latent_dim=4, outliers=outliers)
         enhancer = VariationalEnhancer(taxonomy, encoder, config).fit(rows, [])
         inside, outside = (enhancer.predict_alpha(t).sum(1).mean() for t in ([p.text for p in held], salad))
         return float(outside / inside)

@@ -94,14 +94,16 @@ def test_rows_without_twins_have_no_pair_term(twins: list[Prompt], taxonomy: Tax
 # --------------------------------------------- where a fit starts, and outliers
 
 
-def test_the_mean_starts_from_the_base_rates(twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder) -> None:
-    fit = fitting(twins, taxonomy, small_encoder, EnhancerConfig())
+def test_the_mean_can_start_from_the_base_rates(twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder) -> None:
     candidates = encode_labels(twins, taxonomy).candidates
-    with torch.no_grad():
-        alpha = fit.network.eval().alpha(fit.rows.x).numpy()
-    d_bar, rates = (alpha / alpha.sum(1, keepdims=True)).mean(0), (candidates / candidates.sum(1, keepdims=True)).mean(0)
-    assert abs(d_bar[0] - rates[0]) < 0.1  # an even start would have 1 / 18
-    assert np.corrcoef(d_bar, rates)[0, 1] > 0.9
+    rates = (candidates / candidates.sum(1, keepdims=True)).mean(0)
+    for start, off in (("base_rate", 0.1), ("even", 1.0)):
+        fit = fitting(twins, taxonomy, small_encoder, EnhancerConfig(start=start))  # type: ignore[arg-type]
+        with torch.no_grad():
+            alpha = fit.network.eval().alpha(fit.rows.x).numpy()
+        d_bar = (alpha / alpha.sum(1, keepdims=True)).mean(0)
+        assert abs(d_bar[0] - rates[0]) < off
+        assert (np.corrcoef(d_bar, rates)[0, 1] > 0.9) == (start == "base_rate")
 
 
 def test_outliers_are_as_long_as_the_rows_and_nothing_is_known_of_them(twins: list[Prompt], taxonomy: Taxonomy, small_encoder: PromptEncoder) -> None:
